@@ -357,6 +357,9 @@ func (x *Index) Sessions() iter.Seq[SessionRecord] {
 	}
 }
 
+// NotifySessions is NotifyRecords for the records of uploads.
+func (x *Index) NotifySessions(changed func()) { x.NotifyRecords(uploadRecord, changed) }
+
 // Places implements [Records].
 func (x *Index) Places() iter.Seq2[digest.Digest, string] {
 	return func(yield func(digest.Digest, string) bool) {

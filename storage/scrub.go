@@ -13,8 +13,9 @@ import (
 	"github.com/opencontainers/go-digest"
 )
 
-// Scrubber reads content and compares it with its digest. It quarantines what is damaged or missing, and ends the
-// quarantine of what is intact again.
+// Scrubber compares content with its digest. It quarantines what is damaged or missing, and ends the quarantine of what
+// is intact again. Of a [Placed] engine, whose service verifies what it stores and bills what is read, it compares the
+// names and sizes that the engine lists with those of the facts, and reads what differs; see [Scrub].
 type Scrubber struct {
 	Blobs Blobs
 	Index *Index
@@ -27,14 +28,23 @@ type Scrubber struct {
 // often a volume that is not mounted, or a bucket that was emptied.
 const maxDamaged = 100
 
+// Scrub says how a run goes on.
+type Scrub struct {
+	Rate int64 // bytes per second that are read at most; 0: as many as possible
+	All  bool  // go on however much is damaged
+	Read bool  // read the content of a Placed engine as well
+}
+
 // Scrubbed is what a run has found.
 type Scrubbed struct {
-	Contents int   `json:"contents"` // to be read in all
-	Blobs    int   `json:"blobs"`    // read so far
-	Bytes    int64 `json:"bytes"`    // read so far
-	Damaged  int   `json:"damaged"`  // of these, damaged or missing
-	Healed   int   `json:"healed"`   // of these, quarantined before and intact again
-	Failed   int   `json:"failed"`   // of these, could not be checked, for example because no file could be opened
+	Contents int   `json:"contents"`         // to be examined in all
+	Total    int64 `json:"total,omitempty"`  // bytes that they have, as far as the facts say
+	Listed   bool  `json:"listed,omitempty"` // names and sizes are compared, and only what differs is read
+	Blobs    int   `json:"blobs"`            // examined so far
+	Bytes    int64 `json:"bytes"`            // read so far
+	Damaged  int   `json:"damaged"`          // of these, damaged or missing
+	Healed   int   `json:"healed"`           // of these, quarantined before and intact again
+	Failed   int   `json:"failed"`           // of these, could not be checked, as when no file could be opened
 }
 
 // Finding is what a Scrubber reports about one content.
@@ -44,52 +54,81 @@ type Finding struct {
 	Err    error         `json:"-"`                // why it could not be checked
 }
 
-// Run reads everything that is present once, at most rate bytes per second (0: as fast as possible). It starts at a
-// random place, so that passes that restarts always cut short reach everything in the end. found is called for every
-// Finding; report, which may be nil, about once a second with the progress. Errors: ctx's; those of the Journal;
-// ErrSuspicious after 100 contents that were not quarantined before.
+// Run examines everything that is present once, and reads at most rate bytes per second (0: as many as possible). It
+// starts at a random place, so that passes that restarts always cut short reach everything in the end. found is called
+// for every Finding; report, which may be nil, about once a second with the progress. Errors: ctx's; those of the
+// Journal, and of a list; ErrSuspicious after 100 contents that were not quarantined before.
 func (s *Scrubber) Run(ctx context.Context, rate int64, found func(Finding),
 	report func(Scrubbed)) (done Scrubbed, err error) {
-	return s.run(ctx, rate, maxDamaged, found, report)
+	return s.RunWith(ctx, Scrub{Rate: rate}, found, report)
 }
 
-// RunAll is Run that goes on however much is damaged.
-func (s *Scrubber) RunAll(ctx context.Context, rate int64, found func(Finding),
+// RunWith is Run with other options. With Read, it first reports how much it will read.
+func (s *Scrubber) RunWith(ctx context.Context, o Scrub, found func(Finding),
 	report func(Scrubbed)) (done Scrubbed, err error) {
-	return s.run(ctx, rate, math.MaxInt, found, report)
-}
-
-func (s *Scrubber) run(ctx context.Context, rate int64, most int, found func(Finding),
-	report func(Scrubbed)) (done Scrubbed, err error) {
-	for range s.Index.Contents() {
-		done.Contents++
+	r := &scrub{Scrubber: s, done: &done, most: maxDamaged, found: found, report: report,
+		pace: &pace{rate: o.Rate, start: time.Now()}, reported: time.Now()}
+	if o.All {
+		r.most = math.MaxInt
 	}
-	pace := &pace{rate: rate, start: time.Now()}
-	lastReport := time.Now()
+	for d := range s.Index.Contents() {
+		done.Contents++
+		done.Total += s.Index.sizeOf(keyOf(d))
+	}
+	if placed, ok := s.Blobs.(Placed); ok && !o.Read {
+		return done, r.list(ctx, placed)
+	}
+	if o.Read && report != nil {
+		report(done)
+	}
 	for d := range s.Index.contents(rand.IntN(max(1, s.Index.records()))) {
-		if err := ctx.Err(); err != nil {
-			return done, context.Cause(ctx)
-		}
-		known := s.Index.Quarantined(d)
-		f, n, err := s.check(ctx, d, pace)
-		if err != nil {
-			return done, fmt.Errorf("scrub: %w", err)
-		}
-		done.Blobs++
-		done.Bytes += n
-		s.count(&done, f, found)
-		if f != nil && f.Reason != "" && !known {
-			if most--; most == 0 {
-				return done, fmt.Errorf("scrub: %w: %d contents are damaged or missing after %d of %d; is this the "+
-					"right storage, and all of it?", ErrSuspicious, done.Damaged, done.Blobs, done.Contents)
-			}
-		}
-		if report != nil && time.Since(lastReport) >= time.Second {
-			lastReport = time.Now()
-			report(done)
+		if err := r.check(ctx, d); err != nil {
+			return done, err
 		}
 	}
 	return done, nil
+}
+
+// scrub is one run.
+type scrub struct {
+	*Scrubber
+	done     *Scrubbed
+	most     int // how many contents it may still quarantine
+	pace     *pace
+	found    func(Finding)
+	report   func(Scrubbed)
+	reported time.Time
+}
+
+// check reads one content. Errors: as Run.
+func (r *scrub) check(ctx context.Context, d digest.Digest) error {
+	if err := ctx.Err(); err != nil {
+		return context.Cause(ctx)
+	}
+	known := r.Index.Quarantined(d)
+	f, n, err := r.Scrubber.check(ctx, d, r.pace)
+	if err != nil {
+		return fmt.Errorf("scrub: %w", err)
+	}
+	r.done.Blobs++
+	r.done.Bytes += n
+	r.count(r.done, f, r.found)
+	if f != nil && f.Reason != "" && !known {
+		if r.most--; r.most == 0 {
+			return fmt.Errorf("scrub: %w: %d contents are damaged or missing after %d of %d; is this the "+
+				"right storage, and all of it?", ErrSuspicious, r.done.Damaged, r.done.Blobs, r.done.Contents)
+		}
+	}
+	r.progress()
+	return nil
+}
+
+// progress reports, about once a second.
+func (r *scrub) progress() {
+	if r.report != nil && time.Since(r.reported) >= time.Second {
+		r.reported = time.Now()
+		r.report(*r.done)
+	}
 }
 
 func (s *Scrubber) count(done *Scrubbed, f *Finding, found func(Finding)) {

@@ -299,7 +299,8 @@ func TestScrubOfManyContents(t *testing.T) {
 	for range 3 {
 		seen := map[digest.Digest]int{}
 		scrubber := &storage.Scrubber{Blobs: s.blobs, Index: s.index}
-		done, err := scrubber.RunAll(t.Context(), 0, func(f storage.Finding) { seen[f.Digest]++ }, nil)
+		done, err := scrubber.RunWith(t.Context(), storage.Scrub{All: true},
+			func(f storage.Finding) { seen[f.Digest]++ }, nil)
 		// none has bytes
 		if err != nil || done.Contents != n || done.Blobs != n || done.Damaged != n || len(seen) != n {
 			t.Errorf("%+v, %d findings, %v", done, len(seen), err)

@@ -377,6 +377,13 @@ func TestALostIdentityStopsWhatDeletes(t *testing.T) {
 		!index.Quarantined(d) {
 		t.Errorf("scrub: %s", text)
 	}
+	push(t, data, index, "a", "another")
+	if _, text := job(t, data, "POST", "/admin/scrub"); !strings.Contains(text, `"listed":true,"blobs":2,"bytes":0`) {
+		t.Errorf("scrub: %s", text)
+	}
+	if _, text := job(t, data, "POST", "/admin/scrub?read"); !strings.Contains(text, `"blobs":2,"bytes":7`) {
+		t.Errorf("scrub --read: %s", text)
+	}
 }
 
 // TestAScrubThatStoppedWaits for an administrator, and says so.

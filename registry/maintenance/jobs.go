@@ -120,21 +120,17 @@ func (d *Data) retentionJob(ctx context.Context, q url.Values, report func(any))
 	return Retained{Removed: n, Rules: l.retention.Rules()}, err
 }
 
-// scrubJob reads everything, as fast as possible unless a rate is given.
+// scrubJob examines everything, and reads as fast as possible unless a rate is given.
 func (d *Data) scrubJob(ctx context.Context, q url.Values, report func(any)) (any, error) {
-	var rate int64
+	how := storage.Scrub{All: q.Has("all"), Read: q.Has("read")}
 	if text := q.Get("rate"); text != "" {
 		var err error
-		if rate, err = size.Parse(text); err != nil {
+		if how.Rate, err = size.Parse(text); err != nil {
 			return nil, fmt.Errorf("rate: %w", err)
 		}
 	}
 	l := d.loaded.Load()
-	run := l.scrubber.Run
-	if q.Has("all") {
-		run = l.scrubber.RunAll
-	}
-	done, err := run(ctx, rate, d.found, func(done storage.Scrubbed) { report(done) })
+	done, err := l.scrubber.RunWith(ctx, how, d.found, func(done storage.Scrubbed) { report(done) })
 	err = d.noteScrub(err)
 	return Found{Scrubbed: done, Damages: l.index.Damages()}, err
 }

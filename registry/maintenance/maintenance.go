@@ -340,7 +340,7 @@ func (d *Data) countCollected(ctx context.Context, done storage.Collected, err e
 	line.Int("unlinked", done.Unlinked).Int("deleted", done.Deleted).Int64("freed", done.Freed).Msg("collected")
 }
 
-// scrub reads all content and compares it with its digests.
+// scrub compares all content with its digests, or, in S3, with a list.
 func (d *Data) scrub(ctx context.Context) {
 	if d.loaded.Load().index.Sealed() != nil {
 		return // it could record nothing
@@ -354,8 +354,8 @@ func (d *Data) scrub(ctx context.Context) {
 		d.log.Error().Err(err).Msg("scrub")
 		return
 	}
-	d.log.Info().Int("blobs", done.Blobs).Int64("bytes", done.Bytes).Int("damaged", done.Damaged).
-		Int("failed", done.Failed).Msg("scrubbed")
+	d.log.Info().Int("blobs", done.Blobs).Int64("bytes", done.Bytes).Bool("listed", done.Listed).
+		Int("damaged", done.Damaged).Int("failed", done.Failed).Msg("scrubbed")
 }
 
 // found logs what a scrub has found.

@@ -75,7 +75,8 @@ func (o *Options) AddFlags(fs *pflag.FlagSet) {
 	fs.DurationVar(&o.GCGrace, "gc-grace", 6*time.Hour,
 		"time for which a blob without a manifest is kept, for a push that is under way")
 	fs.DurationVar(&o.ScrubInterval, "scrub-interval", 7*24*time.Hour,
-		"time between two reads of all content to compare it with its digests; 0: never automatically")
+		"time between two reads of all content to compare it with its digests, in S3 of the names and sizes alone; 0: "+
+			"never automatically")
 	fs.Var(&o.ScrubRate, "scrub-rate", "bytes per second that a scrub reads; 0: as fast as possible")
 }
 

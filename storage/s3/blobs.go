@@ -38,6 +38,7 @@ import (
 	"iter"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/minio/minio-go/v7"
@@ -52,6 +53,9 @@ type Blobs struct {
 	client  *client
 	sizes   sizes
 	memory  *memory
+
+	news    atomic.Bool  // records of sessions have changed since they were counted
+	recount atomic.Int64 // when they were counted because of that, Unix ns
 
 	mu       sync.Mutex          // guards all below; never held across I/O
 	writers  map[session]*writer // open in this process
@@ -96,6 +100,9 @@ func Open(ctx context.Context, o Options) (*Blobs, error) {
 		if err := c.probe(ctx, o.Warn); err != nil {
 			return nil, err
 		}
+	}
+	if r, ok := o.Records.(interface{ NotifySessions(func()) }); ok {
+		r.NotifySessions(func() { b.news.Store(true) })
 	}
 	b.count()
 	return b, nil

@@ -307,6 +307,25 @@ func TestBounds(t *testing.T) {
 	}
 }
 
+// TestAQuotaThatASessionOfAnotherProcessFills is full here as well, without waiting for the next Expire.
+func TestAQuotaThatASessionOfAnotherProcessFills(t *testing.T) {
+	f, uploads := newFake(t), storage.NewUploads()
+	x := storagetest.OpenIndexWith(t, memory.NewJournal(), storage.IndexOptions{Uploads: uploads, Placed: true})
+	x.SetQuotas([]storage.Quota{{Name: "a", Match: func(repo string) bool { return repo == "a" }, Bytes: 10 * mib}})
+	o := options(f, x)
+	other := open(t, o)
+	o.Uploads = uploads
+	b := open(t, o)
+	u := must(other.CreateAs(t.Context(), "a", id, digest.SHA256))(t)
+	write(t, u, storagetest.Random(8*mib, 1))
+	wantNil(t, "Close", u.Close(t.Context()))
+	mine := must(b.Create(t.Context(), "a", digest.SHA256))(t)
+	if _, err := mine.Write(storagetest.Random(4*mib, 2)); !errors.As(err, new(*storage.QuotaError)) {
+		t.Errorf("12 MiB of two processes under a quota of 10: %v", err)
+	}
+	wantNil(t, "Cancel", mine.Cancel(t.Context()))
+}
+
 func TestQuotasCountSessionsOfAllProcesses(t *testing.T) {
 	f, r := newFake(t), storagetest.NewRecords()
 	uploads := storage.NewUploads()
@@ -343,6 +362,11 @@ func TestQuotasCountSessionsOfAllProcesses(t *testing.T) {
 	wantNil(t, "Close", u.Close(t.Context()))
 	expire(t, b, -1)
 	used(mib) // it sees those of other processes
+	u = must(other.Resume(t.Context(), "a", id, -1))(t)
+	write(t, u, storagetest.Random(mib, 2))
+	wantNil(t, "Close", u.Close(t.Context()))
+	expire(t, b, -1)
+	used(2 * mib) // and that they grow
 	wantNil(t, "Cancel", must(other.Resume(t.Context(), "a", id, -1))(t).Cancel(t.Context()))
 	expire(t, b, -1)
 	used(0)

@@ -357,8 +357,29 @@ func (b *Blobs) count() {
 		}
 	}
 	for key, size := range known {
-		if _, ok := b.counted[key]; !ok && b.writers[key] == nil {
+		switch c, ok := b.counted[key]; {
+		case ok && c.size != size:
+			_ = c.open.Grow(max(size-c.size, 0), false) // without a bound it does not fail
+			c.open.Shrink(c.size - size)
+			b.counted[key] = counted{c.open, size}
+		case !ok && b.writers[key] == nil:
 			b.counted[key] = counted{b.options.Uploads.Begin(key.repo, size), size}
 		}
 	}
+}
+
+// recountEvery is how often sessions are counted because other processes have changed some, at most.
+const recountEvery = time.Second
+
+// countNews is count if sessions have changed, so that a quota that is full at one process is soon full at all.
+func (b *Blobs) countNews() {
+	if b.options.Uploads == nil || !b.news.Load() {
+		return
+	}
+	now, last := time.Now().UnixNano(), b.recount.Load()
+	if now-last < int64(recountEvery) || !b.recount.CompareAndSwap(last, now) {
+		return
+	}
+	b.news.Store(false)
+	b.count()
 }

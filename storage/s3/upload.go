@@ -98,6 +98,7 @@ func (w *writer) Write(p []byte) (n int, err error) {
 	case len(p) == 0:
 		return 0, nil
 	}
+	w.b.countNews()
 	if err := w.open.Grow(int64(len(p)), !w.free); err != nil {
 		return 0, err
 	}

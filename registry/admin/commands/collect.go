@@ -159,12 +159,16 @@ func printRetained(w io.Writer, done maintenance.Retained, dryRun bool) {
 
 func (p Program) scrubCommand() *cobra.Command {
 	var rate string
-	var all bool
+	var all, read bool
 	var o output
 	cmd := p.onServer(&cobra.Command{
 		Use:   "scrub",
 		Short: "Compare all content with its digests and quarantine damaged content; exit code 1 if there is any",
-		Args:  cobra.NoArgs,
+		Long: `scrub reads all content, compares it with its digests, and quarantines what is damaged or missing until
+it is pushed again. The server does this automatically every scrub-interval; scrub does it now. Where the
+content is in S3, names and sizes are compared with those that the service lists, and only what differs is
+read; --read reads all, and says first how much that is.`,
+		Args: cobra.NoArgs,
 	}, func(cmd *cobra.Command, _ []string, c *admin.Client) error {
 		q := url.Values{}
 		if rate != "" {
@@ -173,10 +177,12 @@ func (p Program) scrubCommand() *cobra.Command {
 		if all {
 			q.Set("all", "")
 		}
+		if read {
+			q.Set("read", "")
+		}
 		var done maintenance.Found
 		err := c.Run(cmd.Context(), "scrub", q, turn(cmd, func(now storage.Scrubbed) {
-			fmt.Fprintf(cmd.ErrOrStderr(), "Read %d of %s, %s\n",
-				now.Blobs, count(now.Contents, "blob or manifest", "blobs and manifests"), size.Format(now.Bytes))
+			printScrubbing(cmd.ErrOrStderr(), now)
 		}), &done)
 		if err != nil {
 			return err
@@ -191,15 +197,35 @@ func (p Program) scrubCommand() *cobra.Command {
 	})
 	o.addFlags(cmd, "")
 	cmd.Flags().BoolVar(&all, "all", false, "go on however much is damaged; else it stops after 100 new findings")
+	cmd.Flags().BoolVar(&read, "read", false, "read all content in S3 as well; else its names and sizes are compared")
 	cmd.Flags().StringVar(&rate, "rate", "", "bytes per second, such as 16Mi (default: no limit)")
 	return cmd
 }
 
+// printScrubbing prints the progress of a scrub.
+func printScrubbing(w io.Writer, now storage.Scrubbed) {
+	all := count(now.Contents, "blob or manifest", "blobs and manifests")
+	switch {
+	case now.Listed:
+		fmt.Fprintf(w, "Compared %d of %s, and read %s\n", now.Blobs, all, size.Format(now.Bytes))
+	case now.Blobs == 0 && now.Total > 0:
+		fmt.Fprintf(w, "Reading %s, %s\n", all, size.Format(now.Total))
+	default:
+		fmt.Fprintf(w, "Read %d of %s, %s\n", now.Blobs, all, size.Format(now.Bytes))
+	}
+}
+
 // printScrubbed prints the outcome of a scrub. Errors: [ErrDamaged] if any damage is known.
 func printScrubbed(w io.Writer, done maintenance.Found) error {
-	read := count(done.Blobs, "blob or manifest", "blobs and manifests")
-	fmt.Fprintf(w, "Read %s, %s: %d damaged, %d healed, %d unreadable.\n",
-		read, size.Format(done.Bytes), done.Damaged, done.Healed, done.Failed)
+	examined := count(done.Blobs, "blob or manifest", "blobs and manifests")
+	outcome := fmt.Sprintf("%d damaged, %d healed, %d unreadable", done.Damaged, done.Healed, done.Failed)
+	if done.Listed {
+		fmt.Fprintf(w, "Compared names and sizes of %s with the list of the service, and read %s: %s.\n"+
+			"trow scrub --read reads all of it, %s.\n", examined, size.Format(done.Bytes), outcome,
+			size.Format(done.Total))
+	} else {
+		fmt.Fprintf(w, "Read %s, %s: %s.\n", examined, size.Format(done.Bytes), outcome)
+	}
 	for _, d := range slices.Sorted(maps.Keys(done.Damages)) {
 		fmt.Fprintf(w, "damaged  %s: %s\n", d, done.Damages[d].Reason)
 	}

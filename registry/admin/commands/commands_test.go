@@ -230,6 +230,17 @@ func TestScrub(t *testing.T) {
 		`{"contents":3,"blobs":1,"bytes":512}`)})
 	s.want("Read 3 blobs and manifests, 2.0 KiB: 0 damaged, 1 healed, 0 unreadable.\n",
 		"Read 1 of 3 blobs and manifests, 512 B\n", "scrub?rate=16Mi", "scrub", "--rate=16Mi")
+	s = newServer(t, map[string]admin.Job{"scrub": answer(
+		`{"contents":3,"total":2048,"blobs":3,"bytes":2048,"damaged":0,"healed":0,"failed":0,"damages":{}}`,
+		`{"contents":3,"total":2048,"blobs":0,"bytes":0}`)})
+	s.want("Read 3 blobs and manifests, 2.0 KiB: 0 damaged, 0 healed, 0 unreadable.\n",
+		"Reading 3 blobs and manifests, 2.0 KiB\n", "scrub?read=", "scrub", "--read")
+	s = newServer(t, map[string]admin.Job{"scrub": answer(
+		`{"contents":3,"total":2048,"listed":true,"blobs":3,"bytes":0,"damages":{}}`,
+		`{"contents":3,"total":2048,"listed":true,"blobs":1,"bytes":0}`)})
+	s.want("Compared names and sizes of 3 blobs and manifests with the list of the service, and read 0 B: 0 damaged, "+
+		"0 healed, 0 unreadable.\ntrow scrub --read reads all of it, 2.0 KiB.\n",
+		"Compared 1 of 3 blobs and manifests, and read 0 B\n", "scrub?", "scrub")
 	d := digest.FromString("damaged")
 	s = newServer(t, map[string]admin.Job{"scrub": func(context.Context, url.Values, func(any)) (any, error) {
 		return maintenance.Found{Scrubbed: storage.Scrubbed{Blobs: 1},
