@@ -1,8 +1,6 @@
 package cache
 
 import (
-	"context"
-	"errors"
 	"fmt"
 	"net/http"
 	"os"
@@ -185,7 +183,7 @@ func many(t *testing.T, c func() *client, tag, digest string, began func(string)
 			mu.Lock()
 			defer mu.Unlock()
 			if wrong++; wrong == 1 {
-				t.Log(errors.Join(err, context.Cause(ctx)))
+				t.Log(err) // it has the cause of ctx
 			}
 		})
 	}
