@@ -59,7 +59,7 @@ func TestAnOriginThatIsDown(t *testing.T) {
 							down(t, up, s, i, host, ref)
 						}
 					}
-					if f.name != "hung" || long { // an answer to what is not held takes a minute and a half then
+					if f.name != "hung" || long { // an answer to what is not held takes 25 s then
 						absent(t, s)
 					}
 				})

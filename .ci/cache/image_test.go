@@ -106,6 +106,8 @@ type client struct {
 	user string // empty: no login
 	pass string
 	ns   string // not empty: sent as ?ns=
+
+	moved func() // not nil: called when bytes of a blob have arrived
 }
 
 func newClient(t testing.TB, url string) *client {
@@ -274,6 +276,9 @@ func (c *client) blob(ctx context.Context, repo string, d descriptor, check hash
 		n, err := resp.Body.Read(buf)
 		if n > 0 && size == 0 {
 			began()
+		}
+		if n > 0 && c.moved != nil {
+			c.moved()
 		}
 		size += int64(n)
 		if sum != nil {

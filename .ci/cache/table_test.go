@@ -1,7 +1,6 @@
 package cache
 
 import (
-	"context"
 	"fmt"
 	"net/http"
 	"os"
@@ -96,7 +95,7 @@ func TestTable(t *testing.T) {
 		{fmt.Sprintf("cold, %d clients at once: until all have all; MB from the origin", clients),
 			func(t *testing.T, p peer) string {
 				_, all, bytes := each(t, p, func(c *client, o *origin, i *image) (time.Duration, time.Duration) {
-					begin, wrong := time.Now(), many(t, c, tag())
+					begin, wrong := time.Now(), many(t, func() *client { return c }, tag(), "", nil)
 					if wrong > 0 {
 						t.Logf("%s: %d of %d pulls failed", p.name, wrong, clients)
 					}
@@ -163,20 +162,28 @@ func TestTable(t *testing.T) {
 	}
 }
 
-// many pulls with many clients at once, and returns how many fail.
-func many(t *testing.T, c *client, tag string) (wrong int) {
+// many pulls with many clients at once, and returns how many fail: an error, a client that hangs, another manifest than
+// digest, unless that is empty. began is that of pull.
+func many(t *testing.T, c func() *client, tag, digest string, began func(string)) (wrong int) {
+	t.Helper()
 	var all sync.WaitGroup
 	var mu sync.Mutex
-	ctx, cancel := context.WithTimeout(t.Context(), 2*hangs)
-	defer cancel()
+	ctx, moved := untilHung(t)
 	for range clients {
+		c := *c()
+		c.moved = moved
 		all.Go(func() {
-			if _, err := c.pull(ctx, "team/app", tag, true, nil); err != nil {
-				mu.Lock()
-				defer mu.Unlock()
-				if wrong++; wrong == 1 {
-					t.Log(err)
-				}
+			p, err := c.pull(ctx, "team/app", tag, true, began)
+			if err == nil && digest != "" && sha(p.manifest) != digest {
+				err = fmt.Errorf("another manifest: %s", p.manifest)
+			}
+			if err == nil {
+				return
+			}
+			mu.Lock()
+			defer mu.Unlock()
+			if wrong++; wrong == 1 {
+				t.Log(err) // it has the cause of ctx
 			}
 		})
 	}
