@@ -87,3 +87,15 @@ func TestAListOfAnOldState(t *testing.T) {
 		}
 	})
 }
+
+// TestConfirmedDoesNotGoBack: of two requests to the journal, the answer to the earlier one may come later.
+func TestConfirmedDoesNotGoBack(t *testing.T) {
+	x := storagetest.OpenIndex(t, sharedMemory())
+	late := x.Confirmed().Add(time.Hour)
+	for _, at := range []time.Time{late.Add(-time.Minute), late, late.Add(-time.Second)} {
+		storage.CaughtUp(x, at)
+	}
+	if got := x.Confirmed(); !got.Equal(late) {
+		t.Errorf("confirmed at %v, want %v", got, late)
+	}
+}

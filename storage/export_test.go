@@ -253,6 +253,17 @@ func Yielding(x *Index, m map[int]bool, fn func(int)) {
 	}
 }
 
+// Apply applies batches as the next commit that shows. The caller has the lock, see Lock.
+func Apply(x *Index, batches ...Batch) error {
+	return x.quotas.apply(x.state, Update{Revision: x.state.revision + 1, Batches: batches})
+}
+
+// Looks is how often Holdings looks before it keeps the lock.
+const Looks = looks
+
+// CaughtUp notes that an Index has all that the journal had at a time.
+func CaughtUp(x *Index, at time.Time) { x.caughtUp(at) }
+
 // Lock takes the lock for a change, and calls fn. Wanted reports whether a Lock waits.
 func Lock(x *Index, fn func()) {
 	x.mu.Lock()

@@ -299,26 +299,36 @@ func TestASuspicionIsRecordedWhenTheJournalLetsIt(t *testing.T) {
 	})
 }
 
-// TestASuspicionThatIsRemovedMeanwhile is not recorded after that.
+// TestASuspicionThatIsRemovedMeanwhile is not recorded after that, also if the clock has not gone on since the last one
+// was removed; and it stays as long as the journal does not let it be removed.
 func TestASuspicionThatIsRemovedMeanwhile(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		inner, works := sharedMemory(), new(atomic.Bool)
+		inner, broken := sharedMemory(), new(atomic.Bool)
 		x := storagetest.OpenIndex(t, hooked{inner,
 			func(ctx context.Context, b ...storage.Batch) (storage.Revision, error) {
-				if !works.Load() {
+				if broken.Load() {
 					return 0, errMissing
 				}
 				return inner.Commit(ctx, b...)
 			}})
-		x.Doubt(storage.ErrRestored)
-		synctest.Wait() // it has been tried once
-		works.Store(true)
 		if err := x.Trust(t.Context()); err != nil {
 			t.Fatal(err)
 		}
-		time.Sleep(time.Minute)
-		if err := x.Suspicion(); err != nil {
-			t.Error(err)
+		broken.Store(true)
+		x.Doubt(storage.ErrRestored)
+		synctest.Wait() // it has been tried once
+		if err := x.Trust(t.Context()); !errors.Is(err, errMissing) || x.Suspicion() == nil {
+			t.Errorf("the journal fails: %v; suspected: %v", err, x.Suspicion())
+		}
+		broken.Store(false)
+		if err := x.Trust(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		for range 2 { // at once, and when it would have been recorded
+			if err := x.Suspicion(); err != nil {
+				t.Error(err)
+			}
+			time.Sleep(time.Minute)
 		}
 	})
 }

@@ -225,11 +225,13 @@ func TestReadersOfAnUpstream(t *testing.T) {
 }
 
 // TestTokensForAMirror: a login is one there as well, a token gets no other token but that of a client without a login,
-// and the name at the other registry is that of the repository here.
+// and the name at the other registry is that of the repository here. Another spelling of that name stands for both, and
+// each is permitted or not.
 func TestTokensForAMirror(t *testing.T) {
-	g := guard(t, auth.Options{Htpasswd: htpasswd(t, "alice"), Rules: []auth.Rule{rule("user:alice", "pull", "")},
+	g := guard(t, auth.Options{Htpasswd: htpasswd(t, "alice", "bob"), Rules: []auth.Rule{rule("user:alice", "pull", ""),
+		rule("user:bob", "pull", "f/docker.io/library/**")},
 		Namespaces: namespace.NewTable([]namespace.Site{{Host: "hub.trow.example", Upstream: "docker.io"}})})
-	const here = "repository:f/docker.io/library/nginx:pull"
+	const here, spelling = "repository:f/docker.io/library/nginx:pull", "repository:f/docker.io/nginx:pull"
 	ours := func() *http.Request { return tokenGET("alice", "alice's", here) }
 	other := ours()
 	other.URL.RawQuery += "&ns=docker.io"
@@ -244,6 +246,8 @@ func TestTokensForAMirror(t *testing.T) {
 	}{
 		"for this registry": {ours(), here}, "for another one": {other, here},
 		"at a host that stands for it": {site, here}, "with a token": {renewed, ""},
+		"another spelling":            {tokenGET("alice", "alice's", spelling), spelling + " " + here},
+		"of which one is not allowed": {tokenGET("bob", "bob's", spelling), here},
 	} {
 		if got := ask(t, g, row.r, 200); got.Scope != row.want {
 			t.Errorf("%s: scope %q, want %q", name, got.Scope, row.want)

@@ -54,6 +54,43 @@ func policy(t *testing.T, rules []retention.Rule, immutable ...string) *retentio
 
 func companion(name string) string { return "sha256-" + d(name).Encoded() }
 
+// TestFirstTheSubject, however many manifests have one; but a chain of subjects, which a client can make as long as it
+// likes, is followed for 1000 of them, so that nested calls do not take the memory.
+func TestFirstTheSubject(t *testing.T) {
+	plan := func(manifests ...storage.HeldManifest) map[digest.Digest]int {
+		t.Helper()
+		rule := retention.Rule{Repositories: []string{"**"}, DeleteUntagged: day}
+		at := map[digest.Digest]int{}
+		p := policy(t, []retention.Rule{rule})
+		for i, r := range p.Plan(now, storage.Holdings{Repo: "x", Manifests: manifests}) {
+			at[r.Digest] = i
+		}
+		if len(at) != len(manifests) {
+			t.Fatalf("%d of %d manifests are removed", len(at), len(manifests))
+		}
+		return at
+	}
+	const n = 1100
+	var referrers, subjects, chain []storage.HeldManifest
+	for i := range n {
+		referrers = append(referrers, held(fmt.Sprint("r", i), 9, fmt.Sprint("subject:s", i)))
+		subjects = append(subjects, held(fmt.Sprint("s", i), 9, ""))
+		chain = append(chain, held(fmt.Sprint(i), 9, fmt.Sprint("subject:", i+1)))
+	}
+	at := plan(append(referrers, subjects...)...)
+	for i := range n {
+		if at[referrers[i].Digest] < at[subjects[i].Digest] {
+			t.Fatalf("%d comes before its subject", i)
+		}
+	}
+	at = plan(chain...)
+	for i := range n - 1 {
+		if before := at[chain[i].Digest] < at[chain[i+1].Digest]; before != (i == 1000) {
+			t.Fatalf("%d comes before its subject: %v", i, before)
+		}
+	}
+}
+
 func TestPlan(t *testing.T) {
 	all := []string{"**"}
 	last := func(n int) retention.Rule { return retention.Rule{Repositories: all, KeepLast: n} }
