@@ -872,7 +872,7 @@ func TestRules(t *testing.T) {
 	await("the previous rules stay in effect", 1)
 	p.want(202, "POST", "/v2/team/app/blobs/uploads/", "", alice...)
 	write(one + "- {who: user:alice, may: delete, repositories: 'team/**'}\n")
-	await("its rules, limits and quotas are in effect", 1)
+	await("its rules, limits, quotas, upstreams and cache-size are in effect", 1)
 	p.want(404, "DELETE", "/v2/team/app/manifests/v", "", alice...)
 	p.want(202, "POST", "/v2/team/app/blobs/uploads/", "", alice...)
 }
@@ -1123,7 +1123,7 @@ func TestLimitsAndQuotasAreFollowed(t *testing.T) {
 	await("the previous rules stay in effect")
 	blob(403, 25)
 	write("quotas: [{repositories: ['team/**'], bytes: 1Mi}]\nlimits: [{who: ['user:alice'], requests: 1, burst: 2}]\n")
-	await("its rules, limits and quotas are in effect")
+	await("its rules, limits, quotas, upstreams and cache-size are in effect")
 	blob(201, 25)
 	// On a busy machine the requests may be a second apart, and each then finds another one allowed.
 	status, text := 0, ""

@@ -164,7 +164,7 @@ func TestMayRunOfAnUpstream(t *testing.T) {
 	p = start(t, p.dir, "--no-tls", "--config="+file)
 	verify("", "", "webhook", "server") // the platforms are known again
 	write("deny")
-	const reloaded = "its rules, limits and quotas are in effect"
+	const reloaded = "its rules, limits, quotas, upstreams and cache-size are in effect"
 	for end := time.Now().Add(time.Minute); !strings.Contains(p.errOut.String(), reloaded); {
 		if time.Sleep(20 * time.Millisecond); time.Now().After(end) {
 			t.Fatal(p.errOut.String())

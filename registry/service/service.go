@@ -12,7 +12,7 @@
 //  1. The lock of the data directory is taken before anything is written into it.
 //  2. Requests are answered from the moment the listener is open: until the index is loaded, with 503 and the request
 //     to come again. Nothing is called unknown before it is known.
-//  3. A changed configuration file changes rules, limits and quotas together, or none of them.
+//  3. A changed configuration file changes rules, limits, quotas, upstreams and cache-size together, or none of them.
 //
 // # What it does not do
 //

@@ -97,7 +97,7 @@ func TestWhileLoading(t *testing.T) {
 	}
 }
 
-// TestAReloadIsWholeOrNothing: rules, limits and quotas change together.
+// TestAReloadIsWholeOrNothing: what is read again changes together.
 func TestAReloadIsWholeOrNothing(t *testing.T) {
 	o := options(t)
 	s := open(t, o)
