@@ -167,9 +167,16 @@ func (tx *Tx) readQuotas() {
 	if !tx.x.shared {
 		return
 	}
-	for _, i := range tx.growth.quotas.ofRepo(tx.repo) {
+	for _, i := range tx.quotasOfRepo() {
 		tx.committedRecord(quotaRecord + tx.growth.quotas.all[i].Name)
 	}
+}
+
+// quotasOfRepo returns the quotas that the repo counts for. The loader changes what they know at any time.
+func (tx *Tx) quotasOfRepo() []int {
+	tx.x.mu.RLock()
+	defer tx.x.mu.RUnlock()
+	return tx.growth.quotas.ofRepo(tx.repo)
 }
 
 // guardQuotas makes changes that add to the same quota conflict with each other, whatever their repos are, so that two
@@ -178,7 +185,7 @@ func (tx *Tx) guardQuotas() {
 	if !tx.x.shared || tx.added <= 0 {
 		return
 	}
-	for _, i := range tx.growth.quotas.ofRepo(tx.repo) {
+	for _, i := range tx.quotasOfRepo() {
 		var value [8]byte
 		rand.Read(value[:]) // never fails
 		tx.setRecord(quotaRecord+tx.growth.quotas.all[i].Name, value[:])

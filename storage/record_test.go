@@ -141,6 +141,26 @@ func TestProcessesDoNotExceedAQuotaTogether(t *testing.T) {
 	})
 }
 
+// TestChangesUnderAQuotaWhileOthersAreLoaded: what a process knows of its quotas changes with each repository that
+// another one makes. The race detector judges it.
+func TestChangesUnderAQuotaWhileOthersAreLoaded(t *testing.T) {
+	inner := sharedJournal()
+	var all sync.WaitGroup
+	for p := range 2 {
+		x := storagetest.OpenIndex(t, inner)
+		x.SetQuotas(team(1 << 20))
+		all.Go(func() {
+			for i := range 50 {
+				repo := fmt.Sprintf("team/%d-%d", p, i)
+				if err := x.Update(t.Context(), repo, link(i, 1)); err != nil {
+					t.Errorf("%s: %v", repo, err)
+				}
+			}
+		})
+	}
+	all.Wait()
+}
+
 // TestARecordThatAnotherProcessHasSet is found: a miss is confirmed with the Journal.
 func TestARecordThatAnotherProcessHasSet(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
