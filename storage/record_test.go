@@ -222,3 +222,24 @@ func TestARecordIsNotOverwritten(t *testing.T) {
 		t.Errorf("%q, %v", value, err)
 	}
 }
+
+// TestAQuotaOfManyReposThatOthersChange: the committer looks up the quotas of a repo while a change of another process
+// shows.
+func TestAQuotaOfManyReposThatOthersChange(t *testing.T) {
+	j := sharedJournal()
+	var wg sync.WaitGroup
+	for p := range 2 {
+		x := storagetest.OpenIndex(t, j)
+		x.SetQuotas(team(1 << 40))
+		for i := range 4 {
+			wg.Go(func() {
+				for n := range 100 { // many commits
+					if err := x.Update(t.Context(), fmt.Sprint("team/", p, i, n), link(n, 1)); err != nil {
+						t.Error(err)
+					}
+				}
+			})
+		}
+	}
+	wg.Wait()
+}
