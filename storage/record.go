@@ -70,6 +70,7 @@ func (x *Index) record(name string) []byte {
 
 func (s *state) setRecord(name string, value []byte) {
 	s.noteReplica(name, value)
+	s.noteReserved(name, value)
 	s.memory -= memOfRecord(name, s.records[name])
 	if value == nil {
 		delete(s.records, name)
