@@ -296,3 +296,6 @@ func PutRecord(tx *Tx, name string, value []byte) error {
 	tx.setRecord(name, value)
 	return nil
 }
+
+// ReservedRecord begins the names of the records of reservations.
+const ReservedRecord = reservedRecord

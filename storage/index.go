@@ -103,6 +103,10 @@ func OpenIndex(ctx context.Context, j Journal, o IndexOptions) (*Index, error) {
 			x.committer()
 		}
 	})
+	if x.shared && o.Uploads != nil {
+		x.NotifyRecords(wantedRecord, o.Uploads.noteWanted)
+		x.done.Go(x.keepReservation)
+	}
 	if err := x.awaitLoad(ctx, 1); err != nil {
 		x.Close()
 		return nil, fmt.Errorf("load the index: %w", err)
@@ -262,5 +266,6 @@ func (x *Index) awaitRevision(ctx context.Context, rev Revision) error {
 // View calls fn with the repo as it is, without waiting for changes in progress. What fn changes is dropped. It
 // predicts what an Update would probably say: a miss in it is not confirmed with the Journal.
 func (x *Index) View(repo string, fn func(*Tx) error) error {
-	return fn(&Tx{x: x, repo: repo, growth: &growth{quotas: x.currentQuotas()}, newest: new(int64), adding: &adding{}})
+	return fn(&Tx{x: x, repo: repo, growth: &growth{quotas: x.currentQuotas()}, newest: new(int64), adding: &adding{},
+		view: true})
 }

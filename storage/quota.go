@@ -96,6 +96,9 @@ func (tx *Tx) Excess(d digest.Digest, size int64) (e Excess, over bool) {
 		if len(g.grown) > 0 {
 			usage.Used += g.grown[i]
 		}
+		if !tx.view && added > counted { // what is counted is in the reservation of this process
+			usage = usage.with(tx.x.reservedByOthers(i))
+		}
 		if usage.Used-counted > usage.Bytes-added {
 			return Excess{usage, added}, true
 		}

@@ -70,6 +70,7 @@ func (x *Index) record(name string) []byte {
 
 func (s *state) setRecord(name string, value []byte) {
 	s.noteReplica(name, value)
+	s.noteReserved(name, value)
 	s.memory -= memOfRecord(name, s.records[name])
 	if value == nil {
 		delete(s.records, name)
@@ -167,29 +168,42 @@ func (tx *Tx) readQuotas() {
 	if !tx.x.shared {
 		return
 	}
-	for _, i := range tx.quotasOfRepo() {
-		tx.committedRecord(quotaRecord + tx.growth.quotas.all[i].Name)
+	for _, name := range tx.quotasOf(tx.repo) {
+		tx.committedRecord(quotaRecord + name)
 	}
 }
 
-// quotasOfRepo returns the quotas that the repo counts for. The loader changes what they know at any time.
-func (tx *Tx) quotasOfRepo() []int {
+// quotasOf returns the names of the quotas of a repo.
+func (tx *Tx) quotasOf(repo string) (names []string) {
+	q := tx.growth.quotas
+	if len(q.all) == 0 {
+		return nil
+	}
 	tx.x.mu.RLock()
 	defer tx.x.mu.RUnlock()
-	return tx.growth.quotas.ofRepo(tx.repo)
+	for _, i := range q.ofRepo(repo) {
+		names = append(names, q.all[i].Name)
+	}
+	return names
 }
 
 // guardQuotas makes changes that add to the same quota conflict with each other, whatever their repos are, so that two
-// processes do not exceed it together. The value of the record is random: what is used is the sum of the facts.
+// processes do not exceed it together.
 func (tx *Tx) guardQuotas() {
 	if !tx.x.shared || tx.added <= 0 {
 		return
 	}
-	for _, i := range tx.quotasOfRepo() {
-		var value [8]byte
-		rand.Read(value[:]) // never fails
-		tx.setRecord(quotaRecord+tx.growth.quotas.all[i].Name, value[:])
+	for _, name := range tx.quotasOf(tx.repo) {
+		tx.moveQuota(name)
 	}
+}
+
+// moveQuota changes the record of a quota. Its value is random: what is used is the sum of the facts, and of what is
+// open.
+func (tx *Tx) moveQuota(name string) {
+	var value [8]byte
+	rand.Read(value[:]) // never fails
+	tx.setRecord(quotaRecord+name, value[:])
 }
 
 const quotaRecord = "quota/"

@@ -67,7 +67,10 @@ func (s *state) noteReplica(record string, value []byte) {
 // process. Call it every BeatInterval. Errors: ErrFormat; as Update.
 func (x *Index) Beat(ctx context.Context, name string) error {
 	x.mu.Lock()
-	x.name = name
+	if x.name != name {
+		x.name = name
+		x.options.Uploads.set(x) // an earlier process of this name may have left a reservation
+	}
 	x.mu.Unlock()
 	return x.Update(ctx, storeRepo, func(tx *Tx) error {
 		if err := tx.agree(name); err != nil {
@@ -79,10 +82,14 @@ func (x *Index) Beat(ctx context.Context, name string) error {
 	})
 }
 
-// Leave deletes the record of Beat. Errors: as Update.
+// Leave deletes the record of Beat, and the reservation of the process. Errors: as Update.
 func (x *Index) Leave(ctx context.Context, name string) error {
 	return x.Update(ctx, storeRepo, func(tx *Tx) error {
 		tx.setRecord(replicaRecord+name, nil)
+		if value := tx.record(reservedRecord + name); value != nil {
+			tx.moveReserved(parseReservation(value), nil)
+			tx.setRecord(reservedRecord+name, nil)
+		}
 		return nil
 	})
 }

@@ -184,7 +184,7 @@ func TestWhatTravels(t *testing.T) {
 		"generations": true, "uploads": true, "quotas": true,
 		"migration/source": false, "migration/seal": false, "migration/origin": false, "identity": false,
 		"generation": false, "journal/went-back": false, "rebuild": false, "upload/a\x00id": false, "quota/team": false,
-		"replica/r": false}
+		"replica/r": false, "quota/\x00r": false, "quota/\x01": false}
 	for name, want := range records {
 		if got := storage.Portable(storage.StoreRepo, storage.RecordFact(name, []byte("x"))); got != want {
 			t.Errorf("the record %q travels: %v", name, got)

@@ -46,7 +46,8 @@ type state struct {
 	quarantined map[key]Damage
 	places      map[slab.ID]place // of contents
 	records     map[string][]byte
-	replicas    map[string]replica // by name; nil while empty
+	reserved    map[string]reservation // by process; see noteReserved
+	replicas    map[string]replica     // by name; nil while empty
 }
 
 // content is a digest that facts name, shared by all of them.

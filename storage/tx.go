@@ -39,6 +39,7 @@ type Tx struct {
 	limited    *LimitError
 	seals      bool // the change is about the seal, which refuses all others
 	copied     bool // see CopyFacts
+	view       bool // see Index.View
 }
 
 // overlay is a set of facts that are not committed yet, each with its last value; a nil value deletes it.

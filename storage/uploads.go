@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"math"
 	"sync"
+	"time"
 
 	"github.com/opencontainers/go-digest"
 )
@@ -21,19 +22,24 @@ type Uploads struct {
 	index     *Index     // nil until it is opened
 	repos     map[string]*openRepo
 	open      []int64           // bytes, for each quota of the index
+	recorded  []int64           // of these, what records of uploads have, so that all processes see them
 	committed map[linkKey]int64 // bytes that are a blob now, and that the Index does not show yet
+
+	reserving
 }
 
 // openRepo is a repo with open uploads.
 type openRepo struct {
-	bytes   int64
-	uploads int   // that are open, or committed and not shown
-	of      []int // the quotas that it counts for
+	bytes    int64
+	recorded int64 // of these
+	uploads  int   // that are open, or committed and not shown
+	of       []int // the quotas that it counts for
 }
 
 // NewUploads makes an Uploads without uploads.
 func NewUploads() *Uploads {
-	return &Uploads{repos: map[string]*openRepo{}, committed: map[linkKey]int64{}}
+	return &Uploads{repos: map[string]*openRepo{}, committed: map[linkKey]int64{},
+		reserving: reserving{wasted: make(chan struct{}, 1)}}
 }
 
 // QuotaError is the error of a write that a quota has no room for.
@@ -58,10 +64,11 @@ func IsUnbounded(ctx context.Context) bool { return ctx.Value(unboundedKey{}) !=
 // OpenUpload is an upload as Uploads knows it. The methods of a nil *OpenUpload do nothing. The caller makes one call
 // at a time.
 type OpenUpload struct {
-	all   *Uploads
-	repo  string
-	bytes int64
-	ended bool
+	all      *Uploads
+	repo     string
+	bytes    int64
+	recorded int64 // of these; see Recorded
+	ended    bool
 }
 
 // Begin counts an upload of size bytes. repo is empty if it is not known: then the upload counts for all quotas.
@@ -94,10 +101,7 @@ func (o *OpenUpload) In(repo string) *OpenUpload {
 
 // lock calls f with both locks held: what is used and what is open belong together.
 func (o *OpenUpload) lock(f func()) {
-	o.all.mu.Lock()
-	x := o.all.index
-	o.all.mu.Unlock()
-	if x != nil {
+	if x := o.all.of(); x != nil {
 		x.mu.RLock()
 		defer x.mu.RUnlock()
 	}
@@ -121,29 +125,73 @@ func (u *Uploads) match(repo string) []int {
 	return of
 }
 
-// Grow counts n bytes that are about to be written. Error: *QuotaError, if bounded and a quota has no room; then
-// nothing is counted.
+// Grow counts n bytes that are about to be written. With a shared Journal, it may wait for a commit that reserves them.
+// Errors: *QuotaError, if bounded and a quota has no room; those of Update. Then nothing is counted.
 func (o *OpenUpload) Grow(n int64, bounded bool) (err error) {
 	if o == nil {
 		return nil
 	}
-	o.lock(func() {
-		r := o.all.repos[o.repo]
-		for _, i := range r.of {
-			if e, over := o.all.excess(i, n); bounded && over {
-				err = &QuotaError{e}
-				return
+	for {
+		covered := true
+		o.lock(func() {
+			u, r := o.all, o.all.repos[o.repo]
+			if len(r.of) > 0 && u.index.reserves() {
+				if covered = u.covers(r, n, bounded); covered {
+					u.grew = time.Now()
+				}
+			} else if bounded {
+				err = u.fits(r, n)
 			}
+			if covered && err == nil {
+				o.add(n)
+			}
+		})
+		if covered || err != nil {
+			return err
 		}
-		o.add(n)
-	})
-	return err
+		if err = o.reserve(n, bounded); err != nil {
+			return err
+		}
+	}
 }
 
-// excess reports whether a quota has no room for n bytes. The caller holds both locks.
+// fits returns a *QuotaError if a quota of a repo has no room for n bytes. The caller holds both locks.
+func (u *Uploads) fits(r *openRepo, n int64) error {
+	for _, i := range r.of {
+		if e, over := u.excess(i, n); over {
+			return &QuotaError{e}
+		}
+	}
+	return nil
+}
+
+// excess reports whether a quota has no room for n bytes, beside what others have reserved. The caller holds both
+// locks.
 func (u *Uploads) excess(i int, n int64) (Excess, bool) {
-	usage := u.index.quotas.usage(i, u.open)
+	usage := u.index.quotas.usage(i, u.open).with(u.index.reservedByOthers(i))
 	return Excess{usage, n}, usage.Used > usage.Bytes-n
+}
+
+// Recorded notes that the first n bytes are in a record that all processes see. The upload has at least so many.
+func (o *OpenUpload) Recorded(n int64) {
+	if o == nil || o.ended {
+		return
+	}
+	o.lock(func() { o.record(n) })
+}
+
+// record is Recorded with both locks held.
+func (o *OpenUpload) record(n int64) {
+	u, r := o.all, o.all.repos[o.repo]
+	moved := min(n-o.recorded, o.bytes-o.recorded)
+	o.add(max(n-o.bytes, 0))
+	r.recorded += n - o.recorded
+	for _, i := range r.of {
+		u.recorded[i] += n - o.recorded
+	}
+	if o.recorded = n; moved > 0 {
+		u.spend(r, moved)
+	}
 }
 
 // Shrink counts bytes down that were not written.
@@ -173,7 +221,9 @@ func (o *OpenUpload) End() {
 	}
 	o.ended = true
 	o.lock(func() {
+		o.record(0)
 		o.add(-o.bytes)
+		o.all.spend(o.all.repos[o.repo], 0)
 		o.all.leave(o.repo)
 	})
 }
@@ -188,13 +238,15 @@ func (u *Uploads) leave(repo string) {
 }
 
 // Commit notes that the bytes are the blob d now. They count until the Index shows d in the repo, or the caller of
-// Index.Commit releases it.
+// Index.Commit releases it. It is called before a record of the upload ends.
 func (o *OpenUpload) Commit(d digest.Digest) {
 	if o == nil || o.ended {
 		return
 	}
+	o.reserveRecorded()
 	o.ended = true
 	o.lock(func() {
+		o.record(0)
 		k := linkKey{o.repo, keyOf(d)}
 		if _, twice := o.all.committed[k]; twice { // the same file has both
 			o.add(-o.bytes)
@@ -229,11 +281,13 @@ func (u *Uploads) shown(b Batch) {
 	}
 }
 
-// countDown counts down committed bytes; ok is false if they were counted down already. The caller holds mu.
+// countDown counts down committed bytes; ok is false if they were counted down already. The caller holds both locks.
 func (u *Uploads) countDown(k linkKey) (size int64, ok bool) {
 	if size, ok = u.committed[k]; ok {
 		delete(u.committed, k)
-		u.add(u.repos[k.repo], -size)
+		r := u.repos[k.repo]
+		u.add(r, -size)
+		u.spend(r, size)
 		u.leave(k.repo)
 	}
 	return size, ok
@@ -255,7 +309,9 @@ func (u *Uploads) abandoned(k key) (all []linkKey) {
 }
 
 // drop is countDown without a lock held.
-func (u *Uploads) drop(l linkKey) {
+func (u *Uploads) drop(x *Index, l linkKey) {
+	x.mu.RLock()
+	defer x.mu.RUnlock()
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	u.countDown(l)
@@ -275,11 +331,19 @@ func (u *Uploads) set(x *Index) {
 	}
 	u.mu.Lock()
 	defer u.mu.Unlock()
-	u.index, u.open = x, make([]int64, len(x.quotas.all))
+	n := len(x.quotas.all)
+	u.index, u.open, u.recorded, u.spent = x, make([]int64, n), make([]int64, n), make([]int64, n)
 	for repo, r := range u.repos {
-		n := r.bytes
-		r.of, r.bytes = u.match(repo), 0
-		u.add(r, n)
+		r.of = u.match(repo)
+		for _, i := range r.of {
+			u.open[i] += r.bytes
+			u.recorded[i] += r.recorded
+		}
+	}
+	if x.reserves() { // what is spent of the reservation is not known for these quotas: it is reserved anew
+		for i := range u.spent {
+			u.spent[i] = max(u.left(i), 0)
+		}
 	}
 }
 
@@ -300,5 +364,12 @@ func (q *quotas) usage(i int, open []int64) Usage {
 		u.Open = open[i]
 		u.Used += min(u.Open, math.MaxInt64-u.Used)
 	}
+	return u
+}
+
+// with returns the usage with n bytes more of open uploads.
+func (u Usage) with(n int64) Usage {
+	u.Open += n
+	u.Used += min(n, math.MaxInt64-u.Used)
 	return u
 }

@@ -57,6 +57,8 @@ type Blobs struct {
 	news    atomic.Bool  // records of sessions have changed since they were counted
 	recount atomic.Int64 // when they were counted because of that, Unix ns
 
+	counting sync.Mutex // held by count; taken before mu
+
 	mu       sync.Mutex          // guards all below; never held across I/O
 	writers  map[session]*writer // open in this process
 	counted  map[session]counted // of sessions that are not open in this process
@@ -104,6 +106,7 @@ func Open(ctx context.Context, o Options) (*Blobs, error) {
 	if r, ok := o.Records.(interface{ NotifySessions(func()) }); ok {
 		r.NotifySessions(func() { b.news.Store(true) })
 	}
+	o.Uploads.CountWith(b.count)
 	b.count()
 	return b, nil
 }

@@ -326,6 +326,63 @@ func TestAQuotaThatASessionOfAnotherProcessFills(t *testing.T) {
 	wantNil(t, "Cancel", mine.Cancel(t.Context()))
 }
 
+// TestReplicasShareAQuota: what one receives in one request counts at the others, whichever of them receives the chunks
+// of an upload it counts once, and what was received becomes a blob.
+func TestReplicasShareAQuota(t *testing.T) {
+	f, j := newFake(t), memory.NewJournal()
+	j.Is = storage.Traits{Shared: true}
+	var all []*s3.Blobs
+	var indexes []*storage.Index
+	for i := range 3 {
+		uploads := storage.NewUploads()
+		x := storagetest.OpenIndexWith(t, j, storage.IndexOptions{Uploads: uploads, Placed: true})
+		x.SetQuotas([]storage.Quota{{Name: "a", Match: func(repo string) bool { return repo == "a" }, Bytes: 40 * mib}})
+		wantNil(t, "Beat", x.Beat(t.Context(), "replica-"+string(rune('0'+i))))
+		o := options(f, x)
+		o.Uploads = uploads
+		all, indexes = append(all, open(t, o)), append(indexes, x)
+	}
+	whole := must(all[0].Create(t.Context(), "a", digest.SHA256))(t)
+	write(t, whole, storagetest.Random(16*mib, 1))
+	mine := must(all[1].Create(t.Context(), "a", digest.SHA256))(t)
+	if _, err := mine.Write(storagetest.Random(25*mib, 2)); !errors.As(err, new(*storage.QuotaError)) {
+		t.Errorf("41 MiB of two replicas under a quota of 40: %v", err)
+	}
+	wantNil(t, "Cancel", mine.Cancel(t.Context()))
+	wantNil(t, "Cancel", whole.Cancel(t.Context()))
+
+	data := storagetest.Random(36*mib, 3)
+	for i := range 9 {
+		b := all[i%3]
+		var u storage.Upload
+		if i == 0 {
+			u = must(b.CreateAs(t.Context(), "a", id, digest.SHA256))(t)
+		} else {
+			u = must(b.Resume(t.Context(), "a", id, int64(i)*4*mib))(t)
+		}
+		write(t, u, data[i*4*mib:(i+1)*4*mib])
+		if i < 8 {
+			wantNil(t, "Close", u.Close(t.Context()))
+			continue
+		}
+		d, x := digest.FromBytes(data), indexes[i%3]
+		release := must(x.Commit(t.Context(), u, d))(t)
+		wantNil(t, "Update", x.Update(t.Context(), "a", func(tx *storage.Tx) error {
+			if e, over := tx.Excess(d, int64(len(data))); over {
+				return &storage.QuotaError{Excess: e}
+			}
+			tx.Link(d, int64(len(data)))
+			return nil
+		}))
+		release()
+	}
+	for i, x := range indexes {
+		if u := x.Quotas()[0]; u.Used != 36*mib && u.Open == 0 {
+			t.Errorf("replica %d: %d bytes used, %d of them open", i, u.Used, u.Open)
+		}
+	}
+}
+
 func TestQuotasCountSessionsOfAllProcesses(t *testing.T) {
 	f, r := newFake(t), storagetest.NewRecords()
 	uploads := storage.NewUploads()

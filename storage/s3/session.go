@@ -322,11 +322,18 @@ func (b *Blobs) enterCounted(key session, size int64) *storage.OpenUpload {
 	delete(b.counted, key)
 	b.mu.Unlock()
 	if !ok {
-		return b.options.Uploads.Begin(key.repo, size)
+		return b.recorded(key, size)
 	}
-	_ = c.open.Grow(max(size-c.size, 0), false) // without a bound it does not fail
+	c.open.Recorded(size)
 	c.open.Shrink(c.size - size)
 	return c.open
+}
+
+// recorded counts a session whose record has size bytes.
+func (b *Blobs) recorded(key session, size int64) *storage.OpenUpload {
+	open := b.options.Uploads.Begin(key.repo, 0)
+	open.Recorded(size)
+	return open
 }
 
 // leave keeps what counts a session while it has no writer.
@@ -342,6 +349,8 @@ func (b *Blobs) count() {
 	if b.options.Uploads == nil {
 		return
 	}
+	b.counting.Lock() // from before the records are listed, so that an older list does not replace a newer one
+	defer b.counting.Unlock()
 	known := map[session]int64{}
 	for s := range b.options.Records.Sessions() {
 		if r, err := decodeRecord(s.Value); err == nil {
@@ -359,11 +368,11 @@ func (b *Blobs) count() {
 	for key, size := range known {
 		switch c, ok := b.counted[key]; {
 		case ok && c.size != size:
-			_ = c.open.Grow(max(size-c.size, 0), false) // without a bound it does not fail
+			c.open.Recorded(size)
 			c.open.Shrink(c.size - size)
 			b.counted[key] = counted{c.open, size}
 		case !ok && b.writers[key] == nil:
-			b.counted[key] = counted{b.options.Uploads.Begin(key.repo, size), size}
+			b.counted[key] = counted{b.recorded(key, size), size}
 		}
 	}
 }

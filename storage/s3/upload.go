@@ -180,6 +180,7 @@ func (w *writer) store(ctx context.Context, r record) error {
 		}
 	}
 	w.stored, w.saved = value, time.Now()
+	w.open.Recorded(r.size)
 	w.removeOld(ctx, r.tail.place)
 	return nil
 }
