@@ -144,7 +144,9 @@ func passing(ctx context.Context, err error) (again, down bool) {
 	case answer.StatusCode == http.StatusTooManyRequests, classes[answer.Code].err == errLater:
 		return true, false // it is up, and wants to be asked less
 	case answer.Code == "RequestTimeout", answer.Code == "OperationAborted",
-		answer.StatusCode == http.StatusRequestTimeout:
+		answer.StatusCode == http.StatusRequestTimeout,
+		// versitygw removes the directory of the last object in it, also while it makes another one there.
+		answer.Code == "ExistingObjectIsDirectory":
 		return true, false
 	case classes[answer.Code].err == storage.ErrFull, answer.StatusCode == http.StatusInsufficientStorage,
 		answer.StatusCode == http.StatusNotImplemented:

@@ -55,6 +55,7 @@ func TestEachRequestFailsOnce(t *testing.T) {
 	for name, what := range map[string]fault{
 		"500":         {status: 500, code: "InternalError"},
 		"503":         {status: 503, code: "SlowDown"},
+		"versitygw":   {status: 409, code: "ExistingObjectIsDirectory"},
 		"lost before": {status: 500, lost: true},
 		"lost after":  {lost: true},
 	} {
