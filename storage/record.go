@@ -201,9 +201,14 @@ func (tx *Tx) guardQuotas() {
 // moveQuota changes the record of a quota. Its value is random: what is used is the sum of the facts, and of what is
 // open.
 func (tx *Tx) moveQuota(name string) {
+	tx.moveRecord(quotaRecord + name)
+}
+
+// moveRecord changes a record whose value says nothing but that it has changed.
+func (tx *Tx) moveRecord(name string) {
 	var value [8]byte
 	rand.Read(value[:]) // never fails
-	tx.setRecord(quotaRecord+name, value[:])
+	tx.setRecord(name, value[:])
 }
 
 const quotaRecord = "quota/"

@@ -2,7 +2,6 @@ package storage
 
 import (
 	"context"
-	"crypto/rand"
 	"encoding/json"
 	"errors"
 	"maps"
@@ -201,9 +200,7 @@ func (o *OpenUpload) reserve(n int64, bounded bool) error {
 // want asks all processes to give back what they do not use. Errors: as Update.
 func (x *Index) want(ctx context.Context) error {
 	return x.Update(ctx, storeRepo, func(tx *Tx) error {
-		var value [8]byte
-		rand.Read(value[:]) // never fails
-		tx.setRecord(wantedRecord, value[:])
+		tx.moveRecord(wantedRecord)
 		return nil
 	})
 }

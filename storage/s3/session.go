@@ -324,9 +324,14 @@ func (b *Blobs) enterCounted(key session, size int64) *storage.OpenUpload {
 	if !ok {
 		return b.recorded(key, size)
 	}
+	return c.resize(size).open
+}
+
+// resize counts a session whose record has another size now.
+func (c counted) resize(size int64) counted {
 	c.open.Recorded(size)
 	c.open.Shrink(c.size - size)
-	return c.open
+	return counted{c.open, size}
 }
 
 // recorded counts a session whose record has size bytes.
@@ -368,9 +373,7 @@ func (b *Blobs) count() {
 	for key, size := range known {
 		switch c, ok := b.counted[key]; {
 		case ok && c.size != size:
-			c.open.Recorded(size)
-			c.open.Shrink(c.size - size)
-			b.counted[key] = counted{c.open, size}
+			b.counted[key] = c.resize(size)
 		case !ok && b.writers[key] == nil:
 			b.counted[key] = counted{b.recorded(key, size), size}
 		}
