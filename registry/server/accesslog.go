@@ -40,6 +40,11 @@ func (a *accessLog) ServeHTTP(inner http.ResponseWriter, r *http.Request) {
 	rec := newRecord(r)
 	w := newResponse(inner, r, a.stall)
 	if w.conn != nil {
+		if w.conn.closed.Load() {
+			// It gave way to another one while its request was read. A client that gets no answer sends the request
+			// again, so it must not have had an effect.
+			panic(http.ErrAbortHandler)
+		}
 		w.conn.wire.answering = true
 	}
 	outer := r

@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -97,6 +98,51 @@ func TestIdleConnectionsMakeRoom(t *testing.T) {
 			if resp, _ := get(t, c, s.url+"/v2/"); resp.StatusCode != 200 {
 				t.Error(resp.StatusCode)
 			}
+		}
+	})
+}
+
+// TestARequestOnAConnectionThatGaveWayHasNoEffect: an idle connection gives way while the server reads a request on it.
+// The client gets no answer, so the request must not be served: the client sends it again.
+func TestARequestOnAConnectionThatGaveWayHasNoEffect(t *testing.T) {
+	each(t, func(t *testing.T, m mode) {
+		var served atomic.Int32
+		h := http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+			if r.Method == "POST" {
+				served.Add(1)
+			}
+		})
+		var request chan struct{} // closed when the headers of the next request were read
+		goOn := make(chan struct{})
+		s := start(t, m, server.Options{Handler: h, MaxConnections: 1}, func(s *server.Server) {
+			s.BeforeActive(func(net.Conn) {
+				if at := request; at != nil {
+					request = nil
+					close(at)
+					<-goOn
+				}
+			})
+		})
+		c := s.another(t)
+		get(t, c, s.url+"/v2/")
+		arrived, failed := make(chan struct{}), make(chan error, 1)
+		request = arrived
+		go func() {
+			resp, err := c.Post(s.url+"/v2/", "", strings.NewReader("x"))
+			if err == nil {
+				resp.Body.Close()
+			}
+			failed <- err
+		}()
+		<-arrived
+		get(t, s.another(t), s.url+"/v2/")
+		close(goOn)
+		if err := <-failed; err == nil {
+			t.Error("the connection did not give way")
+		}
+		resp, err := c.Post(s.url+"/v2/", "", strings.NewReader("x"))
+		if err != nil || resp.StatusCode != 200 || served.Load() != 1 {
+			t.Errorf("the second try: %v, %v, %d served", resp, err, served.Load())
 		}
 	})
 }

@@ -25,6 +25,17 @@ func NewLocal(t testing.TB, o Options) (*Server, net.Listener) {
 	return s, l
 }
 
+// BeforeActive makes the server call f when the headers of a request were read, before its connection counts as active.
+func (s *Server) BeforeActive(f func(net.Conn)) {
+	changed := s.http.ConnState
+	s.http.ConnState = func(c net.Conn, state http.ConnState) {
+		if state == http.StateActive {
+			f(c)
+		}
+		changed(c, state)
+	}
+}
+
 // LocalTLS returns a configuration with the certificate of net/http/httptest.
 func LocalTLS() *tls.Config {
 	s := httptest.NewUnstartedServer(nil)

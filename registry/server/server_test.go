@@ -96,7 +96,8 @@ type running struct {
 	server *server.Server
 }
 
-func start(t *testing.T, m mode, o server.Options) *running {
+// start starts a server. Each of before is called before it serves.
+func start(t *testing.T, m mode, o server.Options, before ...func(*server.Server)) *running {
 	t.Helper()
 	r := &running{log: &lines{}}
 	o.Log = zerolog.New(r.log)
@@ -105,6 +106,9 @@ func start(t *testing.T, m mode, o server.Options) *running {
 		scheme, o.TLSConfig = "https", server.LocalTLS()
 	}
 	s, l := server.NewLocal(t, o)
+	for _, f := range before {
+		f(s)
+	}
 	served := make(chan error, 1)
 	go func() { served <- s.Serve(l) }()
 	transport := &http.Transport{
