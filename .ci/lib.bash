@@ -103,6 +103,17 @@ refused() {
 
 # ---- Tools
 
+# thrice COMMAND… runs a command that downloads, up to three times: one failure of the network must not fail a run.
+thrice() { "$@" || { sleep 2 && "$@"; } || { sleep 10 && "$@"; }; }
+
+# modules DIR… downloads what the packages of Go modules and their tests need.
+modules() {
+  local dir
+  for dir in "$@"; do
+    thrice go -C "$dir" list -deps -test ./... >/dev/null
+  done
+}
+
 # debian PACKAGE… installs the packages that are missing.
 debian() {
   local missing=() p
@@ -113,7 +124,7 @@ debian() {
   say "installing ${missing[*]}"
   debian_lists
   DEBIAN_FRONTEND=noninteractive \
-    apt-get -o DPkg::Lock::Timeout=300 install -qq -y --no-install-recommends "${missing[@]}" \
+    thrice apt-get -o DPkg::Lock::Timeout=300 install -qq -y --no-install-recommends "${missing[@]}" \
     >"$CI_WORK/apt.log" 2>&1 ||
     die "apt-get install failed: $(tail -n 30 "$CI_WORK/apt.log")"
 }
@@ -121,7 +132,7 @@ debian() {
 # debian_lists fetches the lists of apt once per run.
 debian_lists() {
   [[ -e $CI_WORK/apt-updated ]] && return 0
-  apt-get -o DPkg::Lock::Timeout=300 update -qq
+  thrice apt-get -o DPkg::Lock::Timeout=300 update -qq
   touch "$CI_WORK/apt-updated"
 }
 
@@ -132,7 +143,7 @@ tool() {
   if [[ ! -x $dir/$1 ]]; then
     say "building $1 ${2##*@}"
     mkdir -p "$dir"
-    GOBIN=$dir go install "$2"
+    GOBIN=$dir thrice go install "$2"
   fi
   PATH=$dir:$PATH
 }
@@ -177,7 +188,7 @@ buildkit_tools() {
   if [[ ! -x $dir/buildkitd ]]; then
     say "building buildkitd $version"
     mkdir -p "$dir"
-    (cd .ci/buildkitd && CGO_ENABLED=0 go build -trimpath -o "$dir/" tool)
+    (cd .ci/buildkitd && CGO_ENABLED=0 thrice go build -trimpath -o "$dir/" tool)
   fi
   PATH=$dir:$PATH
 }
@@ -194,8 +205,8 @@ engines_tools() {
     mkdir -p "$dir"
     (
       cd .ci/engines/etcd
-      CGO_ENABLED=0 go build -trimpath -o "$ETCD" go.etcd.io/etcd/server/v3
-      CGO_ENABLED=0 go build -trimpath -o "$ETCDUTL" go.etcd.io/etcd/etcdutl/v3
+      CGO_ENABLED=0 thrice go build -trimpath -o "$ETCD" go.etcd.io/etcd/server/v3
+      CGO_ENABLED=0 thrice go build -trimpath -o "$ETCDUTL" go.etcd.io/etcd/etcdutl/v3
     )
   fi
 }
@@ -223,7 +234,7 @@ peer() {
       cd "$work"
       go mod init peer
       go mod edit -require "$path@$version"
-      CGO_ENABLED=0 go build -mod=mod -trimpath -tags "$tags" -o "$name" "$path/$package"
+      CGO_ENABLED=0 thrice go build -mod=mod -trimpath -tags "$tags" -o "$name" "$path/$package"
       mkdir -p "$dir"
       mv "$name" "$dir/"
     ) >"$work.log" 2>&1 || {

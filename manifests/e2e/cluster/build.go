@@ -7,6 +7,7 @@ import (
 	"errors"
 	"flag"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -75,7 +76,7 @@ func buildKubernetes(ctx context.Context, version string) (string, error) {
 	}
 	for _, name := range kubernetesPrograms {
 		start := time.Now()
-		err := runGo(ctx, src, "build", "-trimpath", "-ldflags", kubernetesFlags(version),
+		_, err := goTool(ctx, src, "-mod=mod", "build", "-trimpath", "-ldflags", kubernetesFlags(version),
 			"-o", filepath.Join(bin, name), "k8s.io/kubernetes/cmd/"+name)
 		if err != nil {
 			return "", fmt.Errorf("build %s %s: %w", name, version, err)
@@ -94,7 +95,7 @@ func writeKubernetesModule(ctx context.Context, dir, version string) error {
 	if err := os.WriteFile(filepath.Join(dir, "go.mod"), []byte("module trow.e2e/kubernetes\n"), 0o644); err != nil {
 		return err
 	}
-	out, err := goOutput(ctx, dir, "mod", "download", "-json", "k8s.io/kubernetes@"+version)
+	out, err := goTool(ctx, dir, "-mod=mod", "mod", "download", "-json", "k8s.io/kubernetes@"+version)
 	if err != nil {
 		return fmt.Errorf("download Kubernetes %s: %w", version, err)
 	}
@@ -138,31 +139,36 @@ func kubernetesFlags(version string) string {
 	return flags
 }
 
-// goCommand returns a go command that builds static programs outside a repository.
-func goCommand(ctx context.Context, dir string, args ...string) *exec.Cmd {
-	cmd := exec.CommandContext(ctx, "go", args...)
-	cmd.Dir = dir
-	cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOFLAGS=-mod=mod", "GOWORK=off")
-	return cmd
-}
+// goTries is how often a go command is run that fails: a download may fail once.
+const goTries = 3
 
-// runGo runs the go command; its output goes to standard error.
-func runGo(ctx context.Context, dir string, args ...string) error {
-	cmd := goCommand(ctx, dir, args...)
-	cmd.Stdout, cmd.Stderr = os.Stderr, os.Stderr
-	return cmd.Run()
-}
-
-// goOutput runs the go command and returns its standard output.
-func goOutput(ctx context.Context, dir string, args ...string) ([]byte, error) {
-	cmd := goCommand(ctx, dir, args...)
-	var errOut bytes.Buffer
-	cmd.Stderr = &errOut
-	out, err := cmd.Output()
-	if err != nil {
-		return out, fmt.Errorf("go %s: %w\n%s%s", strings.Join(args, " "), err, out, errOut.Bytes())
+// goTool runs the go command without cgo and outside a workspace, with GOFLAGS=-mod=mod or the like, and returns its
+// standard output. What it reports, such as downloads, is shown on standard error while it runs. Errors have the end of
+// that.
+func goTool(ctx context.Context, dir, mod string, args ...string) ([]byte, error) {
+	for try := 1; ; try++ {
+		var reported bytes.Buffer
+		cmd := exec.CommandContext(ctx, "go", args...)
+		cmd.Dir, cmd.Env = dir, append(os.Environ(), "CGO_ENABLED=0", "GOFLAGS="+mod, "GOWORK=off")
+		cmd.Stderr = io.MultiWriter(os.Stderr, &reported)
+		out, err := cmd.Output()
+		if err == nil {
+			return out, nil
+		}
+		const most = 2 << 10
+		end := reported.Bytes()[max(0, reported.Len()-most):]
+		err = fmt.Errorf("go %s in %s: %w\n%s%s", strings.Join(args, " "), dir, err, out, end)
+		if try == goTries || ctx.Err() != nil {
+			return nil, err
+		}
+		fmt.Fprintf(os.Stderr, "e2e: try %d of %d failed: %v\n", try, goTries, err)
 	}
-	return out, nil
+}
+
+// build builds a program as the Dockerfile does.
+func build(ctx context.Context, path, dir, mod string) error {
+	_, err := goTool(ctx, dir, mod, "build", "-buildvcs=false", "-trimpath", "-ldflags=-s -w", "-o", path, ".")
+	return err
 }
 
 // trowBinary returns the path of the program under test.
@@ -190,13 +196,7 @@ func buildTrow(ctx context.Context, path string) error {
 		return err
 	}
 	defer took(time.Now(), "build trow")
-	cmd := exec.CommandContext(ctx, "go", "build", "-buildvcs=false", "-trimpath", "-ldflags=-s -w", "-o", path, ".")
-	cmd.Dir, cmd.Env = root, append(os.Environ(), "CGO_ENABLED=0", "GOWORK=off")
-	cmd.Stdout, cmd.Stderr = os.Stderr, os.Stderr
-	if err := cmd.Run(); err != nil {
-		return fmt.Errorf("build trow in %s: %w", root, err)
-	}
-	return nil
+	return build(ctx, path, root, "")
 }
 
 // BuildProgram builds a static program from one file of Go source, which may import the standard library only.
@@ -212,18 +212,11 @@ func BuildProgram(ctx context.Context, path, source string) error {
 	if err := os.WriteFile(filepath.Join(dir, "main.go"), []byte(source), 0o644); err != nil {
 		return err
 	}
-	_, err = goOutput(ctx, dir, "build", "-trimpath", "-ldflags=-s -w", "-o", path, ".")
-	return err
+	return build(ctx, path, dir, "-mod=mod")
 }
 
 // BuildModule builds the main package of a module of its own in this directory, with the versions of its go.sum.
 func BuildModule(ctx context.Context, path, dir string) error {
 	defer took(time.Now(), "build "+dir)
-	cmd := exec.CommandContext(ctx, "go", "build", "-buildvcs=false", "-trimpath", "-ldflags=-s -w", "-o", path, ".")
-	cmd.Dir, cmd.Env = dir, append(os.Environ(), "CGO_ENABLED=0", "GOWORK=off", "GOFLAGS=-mod=readonly")
-	cmd.Stdout, cmd.Stderr = os.Stderr, os.Stderr
-	if err := cmd.Run(); err != nil {
-		return fmt.Errorf("build %s: %w", dir, err)
-	}
-	return nil
+	return build(ctx, path, dir, "-mod=readonly")
 }
