@@ -72,6 +72,10 @@ func Command(version string) *cobra.Command {
 			"; they go on to those themselves when this one does not give an image")
 	f.IntVar(&o.MirrorPort, "mirror-port", o.MirrorPort,
 		"port on loopback of each node for --mirrors (default 24000 for node port 31000)")
+	f.BoolVar(&o.DaemonJSON, "write-daemon-json", false,
+		"with docker in --runtimes: let DaemonSet trow-node write the mirror of docker.io to /etc/docker/daemon.json "+
+			"where there is no such file, and remove it without --mirrors; not where dockerd has the flag "+
+			"--registry-mirror: it does not start with both")
 	f.BoolVar(&o.Hosting, "hosting", o.Hosting,
 		"name this registry to tools as the cluster's (ConfigMap local-registry-hosting in kube-public)")
 	f.StringVar(&o.PriorityClass, "priority-class", o.PriorityClass,

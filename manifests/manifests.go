@@ -89,6 +89,7 @@ type Options struct {
 	// trow-node, which listens on MirrorPort; 0: see kube.MirrorPort.
 	Mirrors    []string
 	MirrorPort int
+	DaemonJSON bool // the DaemonSet may write Docker's configuration file; see node.Options
 
 	Hosting       bool   // with the ConfigMap in kube-public that names the cluster's registry to tools (KEP-1755)
 	PriorityClass string // of all pods; empty: the classes of Kubernetes for pods that a cluster or a node needs

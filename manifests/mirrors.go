@@ -1,8 +1,8 @@
 package manifests
 
 import (
+	"fmt"
 	"slices"
-	"strconv"
 	"strings"
 
 	"trow/manifests/node"
@@ -11,6 +11,10 @@ import (
 // validateMirrors reports each invalid option about mirrors. What is valid has no character with a meaning in YAML or
 // for a command line.
 func (o *Options) validateMirrors(wrong func(flag, format string, args ...any)) {
+	if o.DaemonJSON && !(o.Node && o.NodeDir == nil && slices.Contains(o.Runtimes, RuntimeDocker)) {
+		wrong("write-daemon-json", "requires the DaemonSet with the directories of Docker: --runtimes docker, and "+
+			"neither --no-node nor --node-dir")
+	}
 	if len(o.Mirrors) == 0 {
 		return
 	}
@@ -38,17 +42,20 @@ func (o *Options) validateMirrors(wrong func(flag, format string, args ...any)) 
 }
 
 // MirrorArgs are the arguments of trow node for mirrors, as items of a YAML list; empty: there are none.
-func (o *Options) MirrorArgs() string {
+func (o *Options) MirrorArgs() (items string) {
+	if o.DaemonJSON {
+		items = ", --write-daemon-json"
+	}
 	m, err := node.ParseMirrors(o.Mirrors)
 	if err != nil || len(o.Mirrors) == 0 {
-		return ""
+		return items
 	}
 	hosts := m.Hosts
 	if m.All {
 		hosts = append([]string{node.MirrorAll}, hosts...)
 	}
 	// Hosts are ASCII, in which YAML's form of a string is that of Go.
-	return ", " + strconv.Quote("--mirrors="+strings.Join(hosts, ","))
+	return items + fmt.Sprintf(", %q, --mirror-port=%d", "--mirrors="+strings.Join(hosts, ","), o.MirrorPort)
 }
 
 // MirrorSite returns the host at which Docker asks this registry for images of Docker Hub; empty if Docker Hub is not

@@ -44,7 +44,8 @@ var runtimeMounts = map[string][]mount{
 	},
 }
 
-// mirrorMounts are what trow node reads in addition where it makes mirrors: what administrators have configured.
+// mirrorMounts are what trow node reads in addition where it makes mirrors: what administrators have configured. With
+// Options.DaemonJSON it may write to that of Docker.
 var mirrorMounts = map[string]mount{
 	RuntimeDocker: {Path: "/etc/docker", ReadOnly: true, Create: true},
 	RuntimeCRIO:   {Path: "/etc/containers", ReadOnly: true, Create: true},
@@ -57,7 +58,8 @@ func (o *Options) mounts() (all []mount) {
 			if slices.Contains(o.Runtimes[:i], r) {
 				continue
 			}
-			if m, ok := mirrorMounts[r]; ok && len(o.Mirrors) > 0 {
+			if m, ok := mirrorMounts[r]; ok && (len(o.Mirrors) > 0 || o.DaemonJSON && r == RuntimeDocker) {
+				m.ReadOnly = !(o.DaemonJSON && r == RuntimeDocker)
 				all = append(all, m) // before those in it
 			}
 			all = append(all, runtimeMounts[r]...)

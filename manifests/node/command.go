@@ -48,6 +48,9 @@ func Command() *cobra.Command {
 			"; they go on to those themselves when this one does not give an image")
 	f.IntVar(&o.MirrorPort, "mirror-port", 0,
 		"port on loopback for --mirrors (default 24000 for node port 31000)")
+	f.BoolVar(&o.DaemonJSON, "write-daemon-json", false,
+		"write the mirror of docker.io to /"+dockerConfig+" where there is no such file; not where dockerd has the "+
+			"flag --registry-mirror: it does not start with both")
 	f.StringVar(&o.Root, "root", o.Root, "where the node's directories are mounted")
 	f.StringVar(&flavour, "print", "", "print how to configure a platform by hand: "+strings.Join(Flavours(), ", "))
 	f.StringVar(&ca, "ca", "", "with --print: file with the CA certificate ("+kube.CAKey+" of ConfigMap "+

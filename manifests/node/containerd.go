@@ -74,11 +74,11 @@ func hasOwn(root *os.Root, dir string) (bool, error) {
 
 // places returns the places of all runtimes that a node may have. local is host:port of the local port.
 func (n *Node) places(local string, bundle []byte) []place {
-	ca := file{"ca.crt", string(bundle)}
+	ca := file{name: "ca.crt", content: string(bundle)}
 	containerd := func(runtime, parent string) place {
 		dir := path.Join(parent, "certs.d", n.name())
 		return place{runtime: runtime, parent: parent, dir: dir, named: true, alone: true,
-			files: []file{ca, {"hosts.toml", hostsTOML(local, "/"+dir+"/ca.crt")}}}
+			files: []file{ca, {name: "hosts.toml", content: hostsTOML(local, "/"+dir+"/ca.crt")}}}
 	}
 	all := []place{containerd(containerdName, containerdParent)}
 	for _, d := range distributions {
@@ -87,7 +87,7 @@ func (n *Node) places(local string, bundle []byte) []place {
 	if n.elsewhere != "" {
 		dir := path.Join(n.elsewhere, n.name())
 		all = append(all, place{runtime: containerdName, parent: containerdParent, dir: dir, named: true, alone: true,
-			files: []file{ca, {"hosts.toml", hostsTOML(local, "/"+dir+"/ca.crt")}}})
+			files: []file{ca, {name: "hosts.toml", content: hostsTOML(local, "/"+dir+"/ca.crt")}}})
 	}
 	certs := func(runtime, parent, dir, name string) place {
 		return place{runtime: runtime, parent: parent, dir: path.Join(dir, name), named: true, files: []file{ca}}
@@ -98,7 +98,7 @@ func (n *Node) places(local string, bundle []byte) []place {
 		all = append(all, certs("CRI-O", crioParent, "etc/containers/certs.d", name))
 	}
 	return append(all, place{runtime: "CRI-O", parent: crioParent, dir: "etc/containers/registries.conf.d",
-		files:  []file{{"50-trow.conf", registriesConf(n.name(), local)}},
+		files:  []file{{name: "50-trow.conf", content: registriesConf(n.name(), local)}},
 		reload: fmt.Sprintf("run systemctl reload crio, so that CRI-O finds %s", n.name())})
 }
 

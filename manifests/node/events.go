@@ -33,7 +33,7 @@ const (
 	FileFailed  Kind = kube.ReasonFileFailed // a file of the node could not be read, written or removed; retried
 	ConfigPath  Kind = kube.ReasonConfigPath // containerd does not look where we write
 	Unchecked   Kind = "ConfigUnchecked"     // it cannot be found out where containerd looks
-	Reload      Kind = "ReloadNeeded"        // CRI-O reads our files only after a reload
+	Reload      Kind = "ReloadNeeded"        // CRI-O and Docker read our files only after a reload
 	NodeReady   Kind = kube.ReasonNodeReady  // the runtimes of the node are configured
 	Unreachable Kind = "Unreachable"         // none of the registry's addresses can be reached
 	Reachable   Kind = "Reachable"           // one can be reached again

@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"os"
 	"path"
+	"regexp"
 	"slices"
 	"strings"
 	"time"
@@ -191,6 +192,24 @@ type place struct {
 
 type file struct {
 	name, content string
+	// whole matches all contents that are ours, of a file in a format without comments. nil: it starts with the marker.
+	whole *regexp.Regexp
+}
+
+// bytes returns what is written.
+func (f *file) bytes() []byte {
+	if f.whole != nil {
+		return []byte(f.content)
+	}
+	return []byte(markerLine + f.content)
+}
+
+// isOurs reports whether a content is ours.
+func (f *file) isOurs(content []byte) bool {
+	if f.whole != nil {
+		return f.whole.Match(content)
+	}
+	return bytes.HasPrefix(content, []byte(marker))
 }
 
 // foreignError names a foreign file.
@@ -209,7 +228,7 @@ func (p *place) write(root *os.Root) (written []string, err error) {
 	}
 	checked := false
 	for i, f := range p.files {
-		want := []byte(markerLine + f.content)
+		want := f.bytes()
 		if bytes.Equal(have[i], want) {
 			continue
 		}
@@ -265,7 +284,7 @@ func (p *place) read(root *os.Root) ([][]byte, error) {
 		case errors.Is(err, fs.ErrNotExist):
 		case err != nil:
 			return nil, err
-		case !bytes.HasPrefix(b, []byte(marker)):
+		case !f.isOurs(b):
 			return nil, foreignError{name}
 		default:
 			have[i] = b

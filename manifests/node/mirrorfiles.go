@@ -10,6 +10,7 @@ import (
 	"net"
 	"os"
 	"path"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -77,20 +78,25 @@ func (n *Node) mirrorPlaces(root *os.Root, local string, bundle []byte) []place 
 		for _, host := range hosts {
 			dir := path.Join(c.certs, host)
 			all = append(all, place{runtime: c.runtime, parent: c.parent, dir: dir, named: true, alone: true,
-				kind: Unmirrored, files: []file{{mirrorCA, mirrorLine + string(bundle)},
-					{"hosts.toml", mirrorTOML(local, "/"+dir+"/"+mirrorCA)}}})
+				kind: Unmirrored, files: []file{{name: mirrorCA, content: mirrorLine + string(bundle)},
+					{name: "hosts.toml", content: mirrorTOML(local, "/"+dir+"/"+mirrorCA)}}})
 		}
 	}
-	ca := []file{{"ca.crt", mirrorLine + string(bundle)}}
+	ca := []file{{name: "ca.crt", content: mirrorLine + string(bundle)}}
 	if m.Hub() {
 		all = append(all, place{runtime: "Docker", parent: dockerParent, named: true, kind: Unmirrored, files: ca,
 			dir: path.Join("etc/docker/certs.d", MirrorSite(n.o.MirrorPort))})
+		if n.o.DaemonJSON && !n.foreignDocker(root) {
+			all = append(all, place{runtime: "Docker", parent: dockerParent, kind: Unmirrored, dir: dockerParent,
+				files:  []file{daemonJSON(n.o.MirrorPort)},
+				reload: "run systemctl reload docker, so that Docker pulls images of docker.io through this registry"})
+		}
 	}
 	if conf, _, err := crioMirrors(root, m, local); conf != "" && err == nil {
 		all = append(all, place{runtime: "CRI-O", parent: crioParent, named: true, kind: Unmirrored, files: ca,
 			dir: path.Join("etc/containers/certs.d", local)},
 			place{runtime: "CRI-O", parent: crioParent, kind: Unmirrored, dir: crioDropIns,
-				files:  []file{{crioMirrorFile, conf}},
+				files:  []file{{name: crioMirrorFile, content: conf}},
 				reload: "run systemctl reload crio, so that CRI-O pulls images of other registries through this one"})
 	}
 	return all
@@ -227,9 +233,25 @@ func (n *Node) checkCRIO(root *os.Root) error {
 	return nil
 }
 
+// daemonJSON is Docker's configuration file with nothing but the mirror of Docker Hub. JSON has no comments: the file
+// is ours if it has this form.
+func daemonJSON(mirrorPort int) file {
+	return file{name: path.Base(dockerConfig), whole: ourDaemonJSON,
+		content: fmt.Sprintf("{\n  \"registry-mirrors\": [\"https://%s\"]\n}\n", MirrorSite(mirrorPort))}
+}
+
+var ourDaemonJSON = regexp.MustCompile(`^\{\n  "registry-mirrors": \["https://` + dockerSite + `:\d+"\]\n\}\n$`)
+
+// foreignDocker reports whether the node has a configuration file of Docker that is not ours.
+func (n *Node) foreignDocker(root *os.Root) bool {
+	p := place{dir: dockerParent, files: []file{daemonJSON(n.o.MirrorPort)}}
+	_, err := p.read(root)
+	return errors.As(err, new(foreignError))
+}
+
 // checkDocker returns what an administrator has to add to Docker's configuration; nil: nothing, or the node has no
-// Docker. trow node does not write that file: JSON has no comments, so that it could not be marked as ours, and dockerd
-// does not start if a setting in it is also one of its flags.
+// Docker. trow node writes that file only if it is allowed to and there is none: dockerd does not start if a setting in
+// it is also one of its flags.
 func (n *Node) checkDocker(root *os.Root) error {
 	if there, err := runs(root, dockerParent); !there || err != nil || !n.mirror.Hub() {
 		return nil // an error is reported for the places
@@ -286,5 +308,8 @@ func (n *Node) removeMirrors(root *os.Root, keep []place) {
 	if conf := (place{dir: crioDropIns, files: []file{{name: crioMirrorFile}}}); !kept[path.Join(crioDropIns,
 		crioMirrorFile)] {
 		n.removePlace(root, &conf)
+	}
+	if n.o.DaemonJSON && !kept[dockerConfig] {
+		n.removePlace(root, &place{dir: dockerParent, files: []file{daemonJSON(0)}})
 	}
 }

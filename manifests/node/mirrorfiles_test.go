@@ -141,6 +141,58 @@ func TestDockersConfigurationIsTheAdministrators(t *testing.T) {
 	}
 }
 
+// TestDockersConfigurationWhereThereIsNone is written if that is allowed, and removed when it is no longer wanted. What
+// an administrator has added something to is no longer ours.
+func TestDockersConfigurationWhereThereIsNone(t *testing.T) {
+	const file, want = "etc/docker/daemon.json", "{\n  \"registry-mirrors\": [\"https://localhost:24000\"]\n}\n"
+	w := newWorld(t, makeAuthority(t).pem, "etc/docker")
+	w.options.DaemonJSON = true
+	run := func(what, want string, mirrors ...string) {
+		t.Helper()
+		w.options.Mirrors = mirrors
+		w.start("127.0.0.1:1").ready()
+		w.until(what, func() bool { return w.file(file) == want })
+		w.looked(2)
+		if got := w.file(file); got != want {
+			t.Errorf("%s: it is %q", what, got)
+		}
+		if err := w.stop(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	run("it is written", want, "docker.io")
+	if got := w.published(node.Reload); len(got) != 1 || !strings.Contains(got[0].Message, "systemctl reload docker") {
+		t.Errorf("the Events are %v", got)
+	}
+	if got := w.reported(node.Unmirrored); len(got) != 0 {
+		t.Errorf("a problem: %v", got)
+	}
+	run("Docker knows no other", "", "quay.io")
+	run("it is written for all", want, "all")
+	run("it goes without mirrors", "")
+	w.put(file, strings.Replace(want, "24000", "24001", 1))
+	run("another port", want, "docker.io")
+	added := strings.Replace(want, "{", "{\n  \"debug\": true,", 1)
+	w.put(file, added)
+	run("it was added to", added, "docker.io")
+	run("it stays without mirrors", added)
+	w.put(file, want)
+	w.options.DaemonJSON = false
+	run("without the right to write it", want)
+	w.options.DaemonJSON = true
+	w.PrependReactor("get", "daemonsets", func(clienttesting.Action) (bool, runtime.Object, error) {
+		return true, nil, apierrors.NewNotFound(schema.GroupResource{Resource: "daemonsets"}, "trow-node")
+	})
+	w.options.Mirrors = []string{"docker.io"}
+	w.start("127.0.0.1:1").ready()
+	if err := w.stop(); err != nil {
+		t.Fatal(err)
+	}
+	if got := w.files(); len(got) > 0 {
+		t.Errorf("after the uninstallation: %v", got)
+	}
+}
+
 // looked waits until trow node has looked at the files this many times: it restores a file that is removed.
 func (w *world) looked(times int) bool {
 	w.Helper()

@@ -79,6 +79,11 @@ type Options struct {
 	Mirrors    []string
 	MirrorPort int
 
+	// DaemonJSON lets it write Docker's configuration file with the mirror of Docker Hub, on nodes that have no such
+	// file. Without Docker Hub in Mirrors it removes the file. dockerd does not start if it has the flag
+	// --registry-mirror as well. Whoever can write the file can run programs as root.
+	DaemonJSON bool
+
 	// Service is the address of the registry, host:port. It is tried before the Service's DNS name. Empty: DNS alone.
 	Service string
 

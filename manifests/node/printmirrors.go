@@ -51,8 +51,8 @@ func containerdMirrors(p printed) (text string) {
 	}
 	for _, host := range hosts {
 		dir := "/" + containerdCerts + "/" + host
-		text += kept(dir, file{mirrorCA, mirrorLine + p.ca},
-			file{"hosts.toml", mirrorTOML(p.mirror, dir+"/"+mirrorCA)})
+		text += kept(dir, file{name: mirrorCA, content: mirrorLine + p.ca},
+			file{name: "hosts.toml", content: mirrorTOML(p.mirror, dir+"/"+mirrorCA)})
 	}
 	return "# Images of other registries through this one: a file that somebody else has written stays.\n" + text
 }
