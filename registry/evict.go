@@ -9,6 +9,7 @@ import (
 
 	"github.com/opencontainers/go-digest"
 
+	"trow/registry/namespace"
 	"trow/storage"
 )
 
@@ -176,14 +177,20 @@ func freed(plans []eviction) (n int64) {
 	return n
 }
 
-// evictNow removes contents from one repository, and deletes the bytes of those that no repository holds any more,
-// which it returns.
+// evictNow removes contents from one repository, and deletes the bytes of those that no repository below f/ holds any
+// more, which it returns.
 func (s mirrorStore) evictNow(ctx context.Context, repo string, all []digest.Digest) (gone []digest.Digest, err error) {
 	if _, err := s.evictFrom(ctx, repo, all); err != nil {
 		return nil, err
 	}
+	held := map[digest.Digest]bool{}
+	for _, some := range s.options.Index.HoldersOf(namespace.Prefix, all) {
+		for _, d := range some {
+			held[d] = true
+		}
+	}
 	for _, d := range all {
-		if len(s.options.Index.Holders(d, 1)) == 0 {
+		if !held[d] {
 			gone = append(gone, d)
 			s.contents.remove(d)
 		}

@@ -244,6 +244,28 @@ func TestEvict(t *testing.T) {
 	}
 }
 
+// TestEvictWhatAnotherRepositoryHolds: the cache still has it, and counts it.
+func TestEvictWhatAnotherRepositoryHolds(t *testing.T) {
+	w, o, bound := newBounded(t, 1<<20)
+	for _, repo := range []string{"team/app", "team/other"} {
+		o.whole(repo, "v", "1")
+		if _, err := w.api().Warm(t.Context(), "quay.io/"+repo+":v", nil, nil); err != nil {
+			t.Fatal(err)
+		}
+	}
+	before, used := w.bytesOf(), bound.Stats().Used
+	_, done := w.evict(registry.Selection{Images: []string{"quay.io/team/app:v"}}, false)
+	if got := bound.Stats().Used; done.Evicted != 1 || got != used || w.bytesOf() != before {
+		t.Errorf("%+v; %d bytes are used, %d before", done, got, used)
+	}
+	// What was also pushed is not of the cache.
+	w.pushImage("own/app", "v", "1")
+	w.evict(registry.Selection{Images: []string{"quay.io/team/other:v"}}, false)
+	if got := bound.Stats().Used; got != 0 {
+		t.Errorf("%d bytes are used, want none", got)
+	}
+}
+
 func imageDigest(w *server, path string) string {
 	return w.do("HEAD", path, nil).is(200).header.Get("Docker-Content-Digest")
 }

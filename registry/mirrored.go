@@ -152,7 +152,11 @@ func (s mirrorStore) Blob(ctx context.Context, repo string, d digest.Digest) (bo
 
 // Elsewhere implements mirror.BlobStore.
 func (s mirrorStore) Elsewhere(ctx context.Context, d digest.Digest) (size int64, held bool, err error) {
-	for _, repo := range s.options.Index.Holders(d, maxSources) {
+	holders, err := s.options.Index.HoldersInTurn(ctx, d, maxSources)
+	if err != nil {
+		return 0, false, err
+	}
+	for _, repo := range holders {
 		if size, held, err = s.sizeOf(ctx, repo, d); held || err != nil {
 			return size, held, err
 		}

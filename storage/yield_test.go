@@ -1,6 +1,8 @@
 package storage_test
 
 import (
+	"context"
+	"errors"
 	"fmt"
 	"runtime"
 	"slices"
@@ -149,7 +151,22 @@ func TestOneSearchForHoldersAtATime(t *testing.T) {
 		if n := <-found; n != 0 {
 			t.Errorf("%d found beside another search", n)
 		}
+		ended, cancel := context.WithCancel(t.Context())
+		cancel()
+		if _, err := x.HoldersInTurn(ended, digestOf("blob", 1), 8); !errors.Is(err, context.Canceled) {
+			t.Errorf("in turn beside another search: %v", err)
+		}
+		go func() {
+			names, err := x.HoldersInTurn(t.Context(), digestOf("blob", 1), 8)
+			if err != nil {
+				t.Error(err)
+			}
+			found <- len(names)
+		}()
 	})
+	if n := <-found; n != 1 {
+		t.Errorf("%d found, want 1", n)
+	}
 	if n := <-found; n != 1 {
 		t.Errorf("%d found, want 1", n)
 	}
