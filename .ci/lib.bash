@@ -220,11 +220,17 @@ cache_tools() {
   [[ -z ${CACHE_README:-} || -n $ZOT ]] || ZOT=$(peer zot 'sync,containers_image_openpgp') || say 'zot does not build'
 }
 
-# peer NAME TAGS builds a registry of .ci/comparison with build tags, once, and prints the path of the program. It is
-# built within a module of its own that requires this version alone, as the comparison does: go install refuses some.
+# peer NAME TAGS builds a registry of .ci/comparison with build tags, once, and prints the path of the program.
 peer() {
-  local name=$1 tags=$2 path package version dir work
-  read -r _ path package version _ < <(sed -n "/{\"$name\", /s/[{\",]/ /gp" .ci/comparison/obtain.go)
+  local path package version
+  read -r _ path package version _ < <(sed -n "/{\"$1\", /s/[{\",]/ /gp" .ci/comparison/obtain.go)
+  program "$1" "$path" "$package" "$version" "$2"
+}
+
+# program NAME MODULE PACKAGE VERSION TAGS builds a program, once, and prints its path. It is built within a module of
+# its own that requires this version alone: go install refuses some, whose go.mod has replace directives.
+program() {
+  local name=$1 path=$2 package=$3 version=$4 tags=$5 dir work
   dir=$CACHE/bin/$(go env GOVERSION)/$name${tags:+-${tags%%,*}}@$version
   if [[ ! -x $dir/$name ]]; then
     say "building $name $version" >&2
@@ -244,6 +250,14 @@ peer() {
     rm -rf "$work"
   fi
   printf '%s\n' "$dir/$name"
+}
+
+# minio_tools and seaweedfs_tools are S3 servers of the long run.
+minio_tools() { tool minio github.com/minio/minio@v0.0.0-20260212201848-7aac2a2c5b7c; }
+seaweedfs_tools() {
+  local weed
+  weed=$(program weed github.com/seaweedfs/seaweedfs weed v0.0.0-20261109003541-7506e5f91cd6 '')
+  PATH=$(dirname "$weed"):$PATH
 }
 big_tools() { debian skopeo curl jq; }
 limits_tools() { debian curl strace; }

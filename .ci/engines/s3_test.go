@@ -25,63 +25,95 @@ import (
 	"trow/storage/storagetest"
 )
 
-// gateway is a versitygw over a directory, or MinIO: see startGateway.
+// gateway is a versitygw over a directory, or another S3 server: see startGateway.
 type gateway struct {
 	endpoint, dir string
 	args, env     []string
 	cmd           *exec.Cmd
 }
 
+const accessKey, secretKey = "trow-test", "trow-test-secret"
+
 // Not by T.Setenv: tests that have a gateway may run in parallel.
 func init() {
-	os.Setenv("AWS_ACCESS_KEY_ID", "trow-test")
-	os.Setenv("AWS_SECRET_ACCESS_KEY", "trow-test-secret")
+	os.Setenv("AWS_ACCESS_KEY_ID", accessKey)
+	os.Setenv("AWS_SECRET_ACCESS_KEY", secretKey)
 }
 
-// startGateway starts versitygw, which must be in PATH: s3_tools of .ci/lib.bash builds it. If ENGINES_MINIO names the
-// program of MinIO, it starts that.
+// others set the command of other S3 servers, for an address and the directory of the gateway, by the names that
+// ENGINES_S3 may have.
+var others = map[string]func(t testing.TB, g *gateway, address string){
+	"minio": func(t testing.TB, g *gateway, address string) {
+		g.args = []string{inPath(t, "minio"), "server", "--quiet", "--address", address, g.dir}
+		g.env = []string{"MINIO_ROOT_USER=" + accessKey, "MINIO_ROOT_PASSWORD=" + secretKey}
+	},
+	"seaweedfs": func(t testing.TB, g *gateway, address string) {
+		_, port, err := net.SplitHostPort(address)
+		if err != nil {
+			t.Fatal(err)
+		}
+		g.args = []string{inPath(t, "weed"), "-logtostderr", "server", "-ip=127.0.0.1", "-ip.bind=127.0.0.1",
+			"-dir=" + g.dir, "-master.peers=none", "-master.telemetry=false", "-master.volumeSizeLimitMB=1024",
+			"-volume.max=50", "-filer", "-filer.localSocket=" + filepath.Join(g.dir, "filer.sock"), "-s3",
+			"-s3.port=" + port, "-s3.localSocket=" + filepath.Join(g.dir, "s3.sock"), "-s3.port.iceberg=0",
+			"-s3.port.lance=0"}
+		for _, server := range []string{"master", "volume", "filer"} {
+			_, port, err := net.SplitHostPort(freeAddr(t))
+			if err != nil {
+				t.Fatal(err)
+			}
+			g.args = append(g.args, "-"+server+".port="+port)
+		}
+	},
+}
+
+func inPath(t testing.TB, program string) string {
+	t.Helper()
+	path, err := exec.LookPath(program)
+	if err != nil {
+		t.Fatalf("%s is not in PATH; run bash .ci/run s3, or bash .ci/long minio or seaweedfs", program)
+	}
+	return path
+}
+
+// startGateway starts versitygw, or the server that ENGINES_S3 names. The program must be in PATH.
 func startGateway(t testing.TB, more ...string) *gateway {
 	t.Helper()
-	if minio := os.Getenv("ENGINES_MINIO"); minio != "" {
-		return startMinIO(t, minio)
-	}
-	path, err := exec.LookPath("versitygw")
-	if err != nil {
-		t.Fatal("versitygw is not in PATH: go install github.com/versity/versitygw/cmd/versitygw@v1.8.0")
-	}
 	address := freeAddr(t)
 	g := &gateway{endpoint: "http://" + address, dir: t.TempDir()}
+	if name := os.Getenv("ENGINES_S3"); name != "" {
+		others[name](t, g, address)
+		g.start(t)
+		t.Cleanup(func() { g.stop() })
+		g.makeBucket(t, address)
+		return g
+	}
 	if err := os.Mkdir(filepath.Join(g.dir, "bucket"), 0o700); err != nil {
 		t.Fatal(err)
 	}
-	g.args = append([]string{path, "--access", "trow-test", "--secret", "trow-test-secret", "--port",
-		address, "--quiet",
-		"posix"}, append(more, g.dir)...)
+	g.args = append([]string{inPath(t, "versitygw"), "--access", accessKey, "--secret", secretKey, "--port", address,
+		"--quiet", "posix"}, append(more, g.dir)...)
 	g.start(t)
 	t.Cleanup(func() { g.stop() })
 	return g
 }
 
-func startMinIO(t testing.TB, path string) *gateway {
+// makeBucket makes the bucket of a server that may answer before it is ready.
+func (g *gateway) makeBucket(t testing.TB, address string) {
 	t.Helper()
-	address := freeAddr(t)
-	g := &gateway{endpoint: "http://" + address, dir: t.TempDir(),
-		env: []string{"MINIO_ROOT_USER=trow-test", "MINIO_ROOT_PASSWORD=trow-test-secret"}}
-	g.args = []string{path, "server", "--quiet", "--address", address, g.dir}
-	g.start(t)
-	t.Cleanup(func() { g.stop() })
-	client, err := minio.New(address, &minio.Options{
-		Creds: credentials.NewStaticV4("trow-test", "trow-test-secret", "")})
-	for end := time.Now().Add(30 * time.Second); err == nil; time.Sleep(100 * time.Millisecond) {
-		if err = client.MakeBucket(t.Context(), "bucket", minio.MakeBucketOptions{}); err == nil {
-			return g
+	client, err := minio.New(address, &minio.Options{Creds: credentials.NewStaticV4(accessKey, secretKey, "")})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for end := time.Now().Add(time.Minute); ; time.Sleep(100 * time.Millisecond) {
+		err := client.MakeBucket(t.Context(), "bucket", minio.MakeBucketOptions{})
+		if err == nil {
+			return
 		}
-		if time.Now().Before(end) { // it may answer before it is ready
-			err = nil
+		if time.Now().After(end) {
+			t.Fatal(err)
 		}
 	}
-	t.Fatal(err)
-	return nil
 }
 
 func (g *gateway) start(t testing.TB) {
