@@ -115,7 +115,7 @@ func TestAnswersOfTheNodeAreNoPages(t *testing.T) {
 		_, _ = io.WriteString(rw, "HTTP/1.1 of the registry\n")
 	})
 	w := newWorld(t, ca.pem).start(r.address()).ready()
-	lost := newWorld(t, ca.pem).start("127.0.0.1:1")
+	lost := newWorld(t, ca.pem).start("127.0.0.1:1").ready()
 	const get = "GET /v2/ HTTP/1.1\r\nHost: x\r\n\r\n"
 	for _, c := range []struct {
 		to      *world

@@ -417,7 +417,7 @@ func TestASilentPipeEndsAndABusyOneDoesNot(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer l.Close()
-	const idle = 300 * time.Millisecond
+	const idle = time.Second // of which the test must not be kept waiting on a busy machine
 	w := newWorld(t, "")
 	w.change = func(n *node.Node) { node.Impatient(n, idle, 10*time.Second) }
 	w.start(l.Addr().String())
