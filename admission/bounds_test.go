@@ -134,7 +134,7 @@ func TestTheHintAboutAnIncompleteImageFits(t *testing.T) {
 	const text = "not all of it is here, nodes get the rest from elsewhere: "
 	for n, want := range map[int]bool{maxWarning - len(text): true, maxWarning - len(text) + 1: false} {
 		v := Verdict{Image: strings.Repeat("i", n)}
-		v.hintIncomplete("", nil)
+		v.hintElsewhere()
 		if got := strings.HasPrefix(v.Hints[0], text); got != want || len(v.Hints[0]) > maxWarning {
 			t.Errorf("an image of %d bytes: %q", n, v.Hints)
 		}

@@ -29,6 +29,8 @@ type completer interface {
 	Incomplete(repo string, m storage.Descriptor) bool
 	// Absent returns which parts of it are not there, at most n.
 	Absent(repo string, m storage.Descriptor, n int) []digest.Digest
+	// IncompleteChild reports whether a manifest of an index that is there is incomplete.
+	IncompleteChild(repo string, m storage.Descriptor) bool
 }
 
 // platforms is what Images may implement as well.
@@ -234,7 +236,13 @@ func (p *Policy) decideLocal(ctx context.Context, images Images, v *Verdict) {
 			v.hint("damaged here, push it again: " + v.Image) // a node may have it in its cache all the same
 		}
 		if c, ok := images.(completer); ok && c.Incomplete(v.Reference.Path, m) {
-			v.hintIncomplete(m.MediaType, absentPlatforms(images, c, v.Reference.Path, m))
+			missing := absentPlatforms(images, c, v.Reference.Path, m)
+			if len(missing) > 0 {
+				v.hintPlatforms(missing)
+			}
+			if len(missing) == 0 || c.IncompleteChild(v.Reference.Path, m) {
+				v.hintElsewhere()
+			}
 		}
 		return
 	case ruling == allowedByRule:
@@ -270,17 +278,17 @@ func (p *Policy) denyManifest(ctx context.Context, images Images, v *Verdict) {
 
 func (v *Verdict) hint(text string) { v.Hints = append(v.Hints, text) }
 
-// hintIncomplete says that a part of an image is not in the registry, such as a foreign layer. It names the image if
-// that fits into a warning: a long name must not suppress the hint.
-//
-// Of an index, the manifests of some platforms are not here: nodes of these platforms cannot pull it. It names them as
+// hintElsewhere says that a part of an image is not in the registry, such as a foreign layer, also of an image that an
+// index names. It names the image if that fits into a warning: a long name must not suppress the hint.
+func (v *Verdict) hintElsewhere() {
+	v.hintFitOr("not all of it is here, nodes get the rest from elsewhere",
+		"not all of an image is here, nodes get the rest from elsewhere")
+}
+
+// hintPlatforms says that manifests of an index are not here: nodes of these platforms cannot pull it. It names them as
 // far as they fit.
-func (v *Verdict) hintIncomplete(mediaType string, missing []string) {
-	text := "not all of it is here, nodes get the rest from elsewhere"
-	short := "not all of an image is here, nodes get the rest from elsewhere"
-	if isIndex(mediaType) {
-		text, short = "not here for all of its platforms", "an image is not here for all of its platforms"
-	}
+func (v *Verdict) hintPlatforms(missing []string) {
+	const text = "not here for all of its platforms"
 	for n := len(missing); n > 0; n-- {
 		list := strings.Join(missing[:n], ", ")
 		if n < len(missing) || n > maxPlatforms {
@@ -291,11 +299,15 @@ func (v *Verdict) hintIncomplete(mediaType string, missing []string) {
 			return
 		}
 	}
-	if len(text+": "+v.Image) > maxWarning {
-		v.hint(short)
-		return
+	v.hintFitOr(text, "an image is not here for all of its platforms")
+}
+
+// hintFitOr adds a hint with the image, or a shorter one where that would not fit into a warning.
+func (v *Verdict) hintFitOr(text, short string) {
+	if text += ": " + v.Image; len(text) > maxWarning {
+		text = short
 	}
-	v.hint(text + ": " + v.Image)
+	v.hint(text)
 }
 
 func isIndex(mediaType string) bool {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"slices"
 
 	"github.com/opencontainers/go-digest"
@@ -141,6 +142,12 @@ func (r *Registry) openBlob(ctx context.Context, b blob, part span) (*blobPart, 
 	}
 	if err != nil {
 		return nil, err
+	}
+	// A file says its size at once. Otherwise a pull of a file that is cut would begin as a success, each time again.
+	if file, ok := f.(interface{ Stat() (fs.FileInfo, error) }); ok {
+		if info, err := file.Stat(); err == nil && info.Size() != b.size {
+			return nil, errors.Join(r.lost(ctx, b.digest, blobUnknown(b.repo, b.digest)), f.Close())
+		}
 	}
 	if part.start > 0 {
 		_, err := f.Seek(part.start, io.SeekStart)

@@ -1,6 +1,8 @@
 package storage
 
 import (
+	"slices"
+
 	"github.com/opencontainers/go-digest"
 
 	"trow/storage/internal/slab"
@@ -19,6 +21,23 @@ func (x *Index) Incomplete(repo string, m Descriptor) bool {
 	left := maxParts
 	i := x.state.held(repo, m)
 	return i != 0 && x.state.incomplete(i, &left)
+}
+
+// IncompleteChild reports whether one of the manifests that the repo holds of an index is incomplete. It looks at
+// maxParts parts at most, and allocates nothing.
+func (x *Index) IncompleteChild(repo string, m Descriptor) bool {
+	x.mu.RLock()
+	defer x.mu.RUnlock()
+	i := x.state.held(repo, m)
+	if i == 0 {
+		return false
+	}
+	left := maxParts
+	refs, _ := x.state.follow(x.state.entries.At(i), &left)
+	return slices.ContainsFunc(refs, func(ref slab.ID) bool {
+		e := x.state.entries.At(ref)
+		return left > 0 && e.present() && e.manifest != 0 && x.state.incomplete(ref, &left)
+	})
 }
 
 // Absent returns which parts of a manifest that the repo holds the repo does not hold, at most n, in the order of the

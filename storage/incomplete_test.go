@@ -71,7 +71,10 @@ func TestIncomplete(t *testing.T) {
 		if got := x.Incomplete("r", at); got != broken {
 			t.Errorf("%s is incomplete: %v", name, got)
 		}
-		if x.Incomplete("elsewhere", at) || x.Absent("elsewhere", at, 1) != nil {
+		if got := x.IncompleteChild("r", at); got != (name == "broken index" || name == "index of an index") {
+			t.Errorf("%s has an incomplete manifest: %v", name, got)
+		}
+		if x.Incomplete("elsewhere", at) || x.IncompleteChild("elsewhere", at) || x.Absent("elsewhere", at, 1) != nil {
 			t.Errorf("%s is incomplete in a repository that does not hold it", name)
 		}
 		if got := x.Absent("r", at, 0); len(got) > 0 {

@@ -78,6 +78,7 @@ func (n *Node) dispatch(c *conn, http *handover) {
 	case speaksTLS:
 		n.pipe(c)
 	default:
+		boundBuffers(c, n.slots.few())
 		http.give(c)
 	}
 }
@@ -173,6 +174,10 @@ func (n *Node) pipe(c *conn) {
 func (n *Node) run(p *pipe) {
 	c, to := p.client, p.ends[1]
 	defer to.Close()
+	few := n.slots.few()
+	for _, end := range p.ends {
+		boundBuffers(end, few)
+	}
 	p.move()
 	if !n.addPipe(p) {
 		return

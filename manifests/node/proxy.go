@@ -66,6 +66,7 @@ func (n *Node) transport(trusted *x509.CertPool) *http.Transport {
 			if err != nil {
 				return nil, err
 			}
+			boundBuffers(c, n.slots.few())
 			return &patient{c, n.times.idle}, nil
 		},
 		TLSClientConfig:       &tls.Config{RootCAs: trusted, ServerName: n.serverName(), MinVersion: tls.VersionTLS12},

@@ -24,6 +24,9 @@ const (
 	maxWaiting = 256
 	// maxWait bounds how long they wait.
 	maxWait = time.Minute
+	// fewConns is how many connections may have a slot until the kernel keeps less for further ones: containerd pulls
+	// three layers of an image at once.
+	fewConns = 4
 	// maxLines bounds the lines of the headers of a request: as fields, short lines take twenty times their bytes.
 	maxLines = 512
 	// poll is how often they look for a connection that gives way.
@@ -186,6 +189,13 @@ func (p *slots) givesWay(now time.Time) *conn {
 		return unanswered
 	}
 	return quiet
+}
+
+// few reports whether so few connections have a slot that they need not share the memory of the container.
+func (p *slots) few() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return len(p.taken) <= fewConns
 }
 
 // leave ends the slot of a connection.

@@ -53,7 +53,7 @@ func (a *accessLog) ServeHTTP(inner http.ResponseWriter, r *http.Request) {
 		r.URL = below(a.prefix, r.URL)
 	}
 	if outer.Body != nil && outer.Body != http.NoBody {
-		w.body = &body{ReadCloser: outer.Body, w: w}
+		w.body = &body{ReadCloser: outer.Body, w: w, large: outer.ContentLength < 0 || outer.ContentLength > unread}
 		r.Body = w.body
 	}
 	inner.Header()["X-Request-Id"] = rec.header[:]

@@ -21,6 +21,9 @@ type body struct {
 	io.ReadCloser
 	w *response
 
+	large bool // it has more than the kernel keeps of a connection, or its length is not known
+	wide  bool // the handler reads it, so that the kernel may keep more
+
 	bytes int64
 	err   error     // the first error of reading, except io.EOF
 	ended bool      // the body was read to its end, or reading failed
@@ -41,6 +44,10 @@ func (b *body) Read(p []byte) (int, error) {
 		return b.ReadCloser.Read(p)
 	}
 	b.arm()
+	if b.large && !b.wide {
+		b.wide = true
+		b.w.conn.widen()
+	}
 	n, err := b.ReadCloser.Read(p)
 	b.bytes += int64(n)
 	if err == nil {

@@ -17,6 +17,7 @@ type conn struct {
 	local   *plain // where a conn to the TLS port that speaks plain HTTP goes on; nil: nowhere
 	plain   bool   // it came from there
 	clear   bool   // net/http reads and writes it without TLS; otherwise through a secureConn
+	narrow  bool   // see fewConns
 
 	heads *heads // counts what comes before a request; nil: it does not count
 	wire  wire
@@ -29,6 +30,13 @@ type conn struct {
 	held *sendBuffer // nil: what is written is sent at once
 	err  error       // of a flush. Part of a record may have been sent, so nothing may follow it
 }
+
+const (
+	// fewConns is how many connections may be open until further ones are narrow: the kernel keeps less for each.
+	fewConns = 32
+	// unread is the receive buffer of a narrow connection, in bytes, while no body is read. The kernel doubles it.
+	unread = 8 << 10
+)
 
 // sendBuffer holds back what is written.
 type sendBuffer struct{ b []byte }
@@ -66,6 +74,20 @@ func (c *conn) write(p []byte) (int, error) {
 		return 0, err
 	}
 	return c.Conn.Write(p)
+}
+
+// widen lets the kernel keep as much of a body as it usually does, while the body is read.
+func (c *conn) widen() {
+	if c != nil && c.narrow {
+		freeUnread(c.Conn)
+	}
+}
+
+// narrowed ends what widen has begun.
+func (c *conn) narrowed() {
+	if c != nil && c.narrow {
+		boundUnread(c.Conn)
+	}
 }
 
 // hold makes writes wait until flush.

@@ -10,5 +10,7 @@ func cork(net.Conn, bool) {}
 // unacknowledged returns 0, for not known.
 func unacknowledged(net.Conn) int { return 0 }
 
-// boundUnsent does nothing here.
+// boundUnsent does nothing here, nor do boundUnread and freeUnread.
 func boundUnsent(net.Conn, int64) {}
+func boundUnread(net.Conn)        {}
+func freeUnread(net.Conn)         {}

@@ -27,8 +27,14 @@ func (l listener) Accept() (net.Conn, error) {
 	if err != nil {
 		return nil, err
 	}
-	boundUnsent(c, l.open.Add(1))
-	return &conn{Conn: c, checked: !l.tls, clear: !l.tls, local: l.local, drains: l.drains, open: l.open}, nil
+	open := l.open.Add(1)
+	boundUnsent(c, open)
+	k := &conn{Conn: c, checked: !l.tls, clear: !l.tls, local: l.local, drains: l.drains, open: l.open,
+		narrow: open > fewConns}
+	if k.narrow {
+		boundUnread(c)
+	}
+	return k, nil
 }
 
 // tlsHandshake is the first byte of a TLS connection (RFC 8446, section 5.1). No HTTP method starts with it.

@@ -53,7 +53,7 @@ func (c *conn) handOver(first []byte) bool {
 		return false
 	}
 	next := &conn{Conn: c.Conn, checked: true, plain: true, clear: true, drains: c.drains,
-		open: c.open, first: append([]byte(nil), first...)}
+		open: c.open, narrow: c.narrow, first: append([]byte(nil), first...)}
 	// The handshake has set deadlines, of which net/http would renew only the one for reading.
 	if c.Conn.SetDeadline(time.Time{}) != nil {
 		return false

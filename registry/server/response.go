@@ -332,6 +332,9 @@ func (w *response) set(d time.Duration) { _ = w.rc.SetWriteDeadline(time.Now().A
 // of the request's body. net/http removes the deadlines before the next request.
 func (w *response) finish() {
 	w.set(w.stall)
+	if w.body != nil && w.body.wide {
+		w.conn.narrowed()
+	}
 	if w.body.isOpen() && w.body.err == nil {
 		w.body.set(time.Now().Add(w.stall))
 	}

@@ -53,3 +53,53 @@ func taken(t *testing.T, open *atomic.Int64) (total int64) {
 	}
 	return total
 }
+
+// TestTheKernelKeepsLittleOfWhatIsNotRead: 128 KiB of what a client sends that does not read its answer. While a body
+// is read, it is as much as without a bound.
+func TestTheKernelKeepsLittleOfWhatIsNotRead(t *testing.T) {
+	few, many := given(t, 0, false), given(t, fewConns, false)
+	if most := int64(80 << 10); many > most || few <= most {
+		t.Errorf("%d bytes were taken, and %d where few are open, want at most %d, and more", many, few, most)
+	}
+	if body := given(t, fewConns, true); body < few*3/4 {
+		t.Errorf("%d bytes of a body were taken, want about %d", body, few)
+	}
+}
+
+// given returns how many bytes the kernel takes from a client on a connection from which nothing is read.
+func given(t *testing.T, others int64, body bool) (total int64) {
+	t.Helper()
+	inner, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer inner.Close()
+	client, err := (&net.Dialer{}).Dial("tcp", inner.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer client.Close()
+	if err := client.(*net.TCPConn).SetWriteBuffer(4 << 10); err != nil {
+		t.Fatal(err)
+	}
+	var open atomic.Int64
+	open.Store(others)
+	accepted, err := listener{Listener: inner, open: &open}.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := accepted.(*conn)
+	defer c.abort()
+	if body {
+		c.widen()
+	}
+	step := make([]byte, 1<<10)
+	for err == nil && total < 64<<20 {
+		if err = client.SetWriteDeadline(time.Now().Add(300 * time.Millisecond)); err == nil {
+			var n int
+			n, err = client.Write(step)
+			total += int64(n)
+		}
+	}
+	return total
+}

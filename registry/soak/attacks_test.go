@@ -61,6 +61,7 @@ var attacks = []attack{
 	{name: "silent TCP", short: 1000, full: 9900, args: setting("max-connections"), run: (*attacker).silentTCP},
 	{name: "empty uploads", short: 1000, full: 10_000, args: setting("max-uploads"), run: (*attacker).emptyUploads},
 	{name: "stalled readers", short: 200, full: 1000, args: setting("max-requests"), run: (*attacker).stalledReaders},
+	{name: "readers that send on", short: 1200, full: 2300, run: (*attacker).readersThatSendOn},
 	{name: "stalled manifests", short: 200, full: 1000, run: (*attacker).stalledManifests},
 	{name: "lists of referrers", short: 200, full: 500, run: (*attacker).listsOfReferrers},
 	{name: "audit flood", short: 15_000, full: 500_000, run: (*attacker).auditFlood},
@@ -493,6 +494,36 @@ func (a *attacker) stalledReaders(n int) {
 		if lines[i] = l; err != nil {
 			a.count(0, err)
 			lines[i] = nil
+		}
+	})
+	a.hold()
+	a.examine(lines)
+}
+
+// readersThatSendOn asks for a large blob, reads nothing, and sends further requests until no more are taken.
+func (a *attacker) readersThatSendOn(n int) {
+	c := a.client(attackerAddress)
+	blob := bytes.Repeat([]byte("0123456789abcdef"), 1<<20)
+	d := digest.FromBytes(blob).String()
+	a.send(c, "POST", "/v2/attack/blob/blobs/uploads/?digest="+d, blob, "Content-Type", "application/octet-stream")
+	further := []byte(strings.Repeat("GET /v2/attack/blob/tags/list HTTP/1.1\r\nHost: attack\r\n\r\n", 100))
+	lines := make([]*line, n)
+	a.each(n, 64, func(i int) {
+		l, err := a.line(4 << 10)
+		if err == nil {
+			err = l.tcp.SetWriteBuffer(4 << 10) // what it does not take is not of the server's memory
+		}
+		if err == nil {
+			err = l.begin("GET", "/v2/attack/blob/blobs/"+d, 0, nil)
+		}
+		if lines[i] = l; err != nil {
+			a.count(0, err)
+			lines[i] = nil
+			return
+		}
+		_ = l.SetWriteDeadline(time.Now().Add(100 * time.Millisecond)) // if it cannot be set, the attack takes its time
+		for err == nil {
+			_, err = l.Write(further)
 		}
 	})
 	a.hold()
