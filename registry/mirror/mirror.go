@@ -138,7 +138,13 @@ type Mirror struct {
 	lists     *lru.Cache[string, tagList]
 	listBytes int
 
-	troubled *lru.Cache[string, time.Time] // by host: when an upstream last failed or did not answer in time
+	troubled *lru.Cache[string, trouble] // by host: when an upstream last failed or did not answer in time
+}
+
+// trouble is when an upstream has failed or not answered in time.
+type trouble struct {
+	at  time.Time
+	err error // nil if it has not answered in time
 }
 
 // question is what an upstream is asked about: a tag, a digest or "blob " and a digest, of a repository here.
@@ -161,7 +167,7 @@ func New(o Options) *Mirror {
 	}
 	answers, err := lru.New[question, answer](maxRemembered)
 	lists, listsErr := lru.New[string, tagList](maxLists)
-	troubled, troubledErr := lru.New[string, time.Time](maxTroubled)
+	troubled, troubledErr := lru.New[string, trouble](maxTroubled)
 	if err != nil || listsErr != nil || troubledErr != nil {
 		panic(err) // only for a size below 1
 	}
@@ -225,7 +231,10 @@ func (m *Mirror) refresh(ctx context.Context, repo, ref string, p patient) (stal
 		return either(held, last.err)
 	}
 	wait := p.wait
-	if at, ok := m.troubled.Get(up.Host); ok && time.Since(at) < troubledFor {
+	before, ok := m.troubled.Get(up.Host)
+	if recent := ok && time.Since(before.at) < troubledFor; !recent {
+		before = trouble{}
+	} else {
 		wait = min(wait, time.Nanosecond) // it is asked nevertheless: it may answer again
 	}
 	done := m.asking.DoChan(repo+" "+ref, func() (any, error) {
@@ -236,7 +245,7 @@ func (m *Mirror) refresh(ctx context.Context, repo, ref string, p patient) (stal
 		err := m.ask(ctx, up, there, q)
 		m.remember(q, err)
 		if errors.Is(err, upstream.ErrUnavailable) {
-			m.troubled.Add(up.Host, time.Now())
+			m.troubled.Add(up.Host, trouble{time.Now(), err})
 		} else {
 			m.troubled.Remove(up.Host)
 		}
@@ -253,9 +262,9 @@ func (m *Mirror) refresh(ctx context.Context, repo, ref string, p patient) (stal
 		return either(held, r.Err)
 	case <-late:
 		if wait == p.wait {
-			m.troubled.Add(up.Host, time.Now())
+			m.troubled.Add(up.Host, trouble{time.Now(), before.err})
 		}
-		return &upstream.Error{Kind: upstream.ErrUnavailable, Host: up.Host, Repo: there, Ref: ref,
+		return &upstream.Error{Kind: upstream.ErrUnavailable, Host: up.Host, Repo: there, Ref: ref, Cause: before.err,
 			Reason: "it has not answered within " + p.wait.String() + ", or has failed just before"}, nil
 	case <-ctx.Done():
 		return nil, context.Cause(ctx)

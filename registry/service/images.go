@@ -22,7 +22,9 @@ type Images struct {
 
 // Fetch is [registry.Images.Fetch]. Errors: also that the service is closed.
 func (i Images) Fetch(ctx context.Context, repo, ref string) error {
-	return i.ahead.do(ctx, func(ctx context.Context) error { return i.Images.Fetch(ctx, repo, ref) })
+	return i.ahead.do(ctx, func(ctx context.Context) error {
+		return upstream.Explained(i.Images.Fetch(ctx, repo, ref)) // the webhook logs it
+	})
 }
 
 // ahead bounds the life of work that no request waits for, so that the data is not closed under it.

@@ -133,9 +133,9 @@ func (c *cache) into(o *registry.Options, s *Service) {
 	}
 	o.Upstreams, o.Fetcher, o.Cache = c.upstreams, c.fetcher, c.bound
 	o.Platforms = c.platforms
-	o.FetchFailed = func(upstream string, err error) {
-		s.log.Warn().Err(err).Str("upstream", upstream).Msg("not all that keep: names could be fetched ahead; it is " +
-			"tried again after fresh:")
+	o.FetchFailed = func(of string, err error) {
+		s.log.Warn().Err(upstream.Explained(err)).Str("upstream", of).Msg("not all that keep: names could be " +
+			"fetched ahead; it is tried again after fresh:")
 	}
 	if c.bound == nil {
 		return
