@@ -17,6 +17,7 @@ import (
 	"trow/registry/maintenance"
 	"trow/registry/mirror"
 	"trow/registry/upstream"
+	"trow/storage/files"
 )
 
 // cache holds the parts that fetch and bound the content of other registries. A nil cache does nothing.
@@ -174,7 +175,24 @@ func (c *cache) run(ctx context.Context) error {
 	}
 	g.Go(func() error { return c.ahead(ctx) })
 	g.Go(func() error { c.networks.follow(ctx); return nil })
+	g.Go(func() error { c.followFiles(ctx); return nil })
 	return g.Wait()
+}
+
+// followFiles applies changes of the files that upstreams name, such as a mounted Secret, until ctx is done.
+func (c *cache) followFiles(ctx context.Context) {
+	changed := false
+	files.FollowFunc(ctx, func() ([][]byte, error) { return c.upstreams.Files(), nil }, nil,
+		func([][]byte) (err error) { changed, err = c.upstreams.Reread(); return err },
+		func(err error) {
+			switch log := c.networks.s.log; {
+			case err != nil:
+				log.Error().Err(err).Msg("a file that upstreams names has changed and cannot be used; what was in it " +
+					"stays in effect")
+			case changed: // and not only the settings, which are in effect already
+				log.Info().Msg("a file that upstreams names has changed, and is in effect")
+			}
+		})
 }
 
 // setCache replaces the upstreams and the bound of the cache. Errors: those of the settings; then nothing has changed.

@@ -39,7 +39,8 @@ func TestTheLogSaysWhyAnEndpointDidNotAnswer(t *testing.T) {
 		"no answer":           {silent.URL, "it closed the connection"},
 	} {
 		u := New(Config{})
-		if err := u.Set([]Entry{{Host: "up.example", Insecure: true, Endpoints: []Endpoint{{URL: c.url}}}}); err != nil {
+		entry := Entry{Host: "up.example", Insecure: true, Endpoints: []Endpoint{{URL: c.url}}}
+		if err := u.Set([]Entry{entry}); err != nil {
 			t.Fatal(err)
 		}
 		up, _, err := u.Find("up.example", "a")
