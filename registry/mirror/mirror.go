@@ -58,6 +58,7 @@ import (
 
 	"trow/registry/namespace"
 	"trow/registry/upstream"
+	"trow/storage"
 )
 
 const (
@@ -84,7 +85,7 @@ type Store interface {
 	// Resolve returns what ref, a tag or a digest, names in a repository.
 	Resolve(ctx context.Context, repo, ref string) (at Held, held bool, err error)
 	// Record stores a manifest, unless it is nil and d is held, and makes the tag name it, unless that is empty. All of
-	// that is one commit.
+	// that is one commit. Errors: storage.ErrNotFound, if it is nil and d is not held.
 	Record(ctx context.Context, repo, tag string, d digest.Digest, m *upstream.Manifest) error
 	// Parts returns what a manifest that a repository holds refers to, without layers that clients get from elsewhere,
 	// and its size in bytes. held is false if the repository does not hold the manifest.
@@ -329,7 +330,10 @@ func (m *Mirror) ask(ctx context.Context, up *upstream.Upstream, there string, q
 		if err != nil || tag == "" { // another request has fetched it in the meantime
 			return err
 		}
-		return store.Record(ctx, q.repo, tag, d, nil)
+		// Evicted or deleted since Resolve, it is fetched as if it had not been held.
+		if err = store.Record(ctx, q.repo, tag, d, nil); !errors.Is(err, storage.ErrNotFound) {
+			return err
+		}
 	}
 	// By the digest of the HEAD: the tag may move between the two requests.
 	found, err := up.Manifest(ctx, there, d.String())

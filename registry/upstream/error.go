@@ -55,7 +55,11 @@ func (e *Error) Error() string {
 		if e.Ref == "" {
 			separator = ": "
 		}
-		text = fmt.Sprintf("%.255s/%.255s%s%s", e.Host, e.Repo, separator, text)
+		name := e.Host
+		if e.Repo != "" {
+			name += "/" + e.Repo
+		}
+		text = fmt.Sprintf("%.511s%s%s", name, separator, text)
 	}
 	if e.Reason != "" {
 		text += ": " + e.Reason
