@@ -3,6 +3,7 @@ package service
 import (
 	"context"
 	"errors"
+	"slices"
 	"sync"
 
 	"github.com/opencontainers/go-digest"
@@ -82,7 +83,11 @@ func (a *ahead) wait() { a.under.Wait() }
 func (o *Options) Judged(x *storage.Index, dir string) (registry.Images, error) {
 	names := namespace.NewTable(o.Namespaces.Sites)
 	up := upstream.New(upstream.Config{Names: names, Offline: true})
-	if err := up.Set(o.Upstream.Entries()); err != nil {
+	entries := slices.Clone(o.Upstream.Entries())
+	for i := range entries { // nothing is asked, and the files that they name are those of the server
+		entries[i].CAFile, entries[i].Endpoints = "", nil
+	}
+	if err := up.Set(entries); err != nil {
 		return registry.Images{}, err
 	}
 	engines := o.Data.Engines

@@ -47,6 +47,9 @@ func (s *Service) openCache() error {
 	}
 	up := upstream.New(upstream.Config{Names: s.names, Guard: guard, Secrets: secrets, Any: o.Any,
 		Offline: o.Offline || s.data.ReadOnly(), ProxyFilters: o.ProxyFilters})
+	if err := o.CheckFiles(); err != nil {
+		return err
+	}
 	if err := up.Set(o.Entries()); err != nil {
 		return err
 	}
@@ -200,6 +203,9 @@ func (s *Service) setCache(o *upstream.Options) error {
 	c := s.cache
 	if c == nil {
 		return nil
+	}
+	if err := o.CheckFiles(); err != nil {
+		return err
 	}
 	if c.bound == nil {
 		return c.upstreams.Set(o.Entries())

@@ -110,7 +110,7 @@ func (u *Upstreams) Reread() (changed bool, err error) {
 
 // set is Set, with mu held.
 func (u *Upstreams) set(entries []Entry) error {
-	all, err := compile(entries)
+	all, err := compile(entries, true)
 	if err != nil {
 		return err
 	}
@@ -209,7 +209,7 @@ func (u *Upstreams) unnamed(host string) (*Upstream, error) {
 	if up, ok := u.any.Get(host); ok {
 		return up, nil
 	}
-	all, err := compile([]Entry{{Host: host}})
+	all, err := compile([]Entry{{Host: host}}, true)
 	if err != nil {
 		return nil, &Error{Kind: ErrRefused, Host: host, Reason: "the host is not valid", Cause: err}
 	}
