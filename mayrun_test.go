@@ -112,8 +112,16 @@ func TestMayRunOfAnUpstream(t *testing.T) {
 			return denial, strings.Join(r.Warnings, "\n")
 		}
 		args := []string{"check", "-f", "-", "-o", "json", "--server", p.url}
-		if how == "data" {
-			args = []string{"check", "-f", "-", "-o", "json", "--config=" + file, "--data-dir=" + p.dir}
+		if how == "data" { // where the files of the server are not
+			text, err := os.ReadFile(file)
+			elsewhere := filepath.Join(filepath.Dir(file), "elsewhere.yaml")
+			if err == nil {
+				err = os.WriteFile(elsewhere, append(text, "    ca-file: /nowhere\n"...), 0o600)
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			args = []string{"check", "-f", "-", "-o", "json", "--config=" + elsewhere, "--data-dir=" + p.dir}
 		}
 		_, out, errOut := command(t, "apiVersion: v1\nkind: Pod\nspec: {containers: [{image: '"+image+"'}]}\n", args...)
 		var answer struct {

@@ -10,6 +10,7 @@ import (
 	"trow/registry/audit"
 	"trow/registry/auth"
 	"trow/registry/namespace"
+	"trow/registry/upstream"
 	"trow/storage"
 )
 
@@ -79,7 +80,7 @@ func (r *Registry) sendBlob(w http.ResponseWriter, req *http.Request, b blob, et
 	setBlobHeader(w.Header(), b.digest, etag)
 	writeBlobHeader(w, part, ranged, b.size)
 	if _, err := content.WriteTo(w); err != nil {
-		r.annotate(req.Context(), "err", err.Error())
+		r.annotate(req.Context(), "err", upstream.Explained(err).Error())
 		panic(http.ErrAbortHandler) // a clean end would make a truncated body look complete
 	}
 	return nil

@@ -43,6 +43,7 @@ func mirrorError(unknown *ocierror.Error, err error) error {
 	if !ok {
 		return err
 	}
+	err = upstream.Explained(err) // the log alone gets this text
 	unknown.Message += ": " + e.Error()
 	unknown.Cause = err
 	switch {
@@ -73,7 +74,7 @@ func (r *Registry) warnStale(w http.ResponseWriter, req *http.Request, stale err
 	if stale == nil {
 		return
 	}
-	r.annotate(req.Context(), "err", stale.Error())
+	r.annotate(req.Context(), "err", upstream.Explained(stale).Error())
 	text := "its upstream's answer could not be recorded"
 	if e, ok := errors.AsType[*upstream.Error](stale); ok {
 		text = e.Error()

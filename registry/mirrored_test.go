@@ -257,7 +257,23 @@ func TestAnUpstreamThatIsGone(t *testing.T) {
 	w.do("GET", at+"new?ns=quay.io", nil).code(503, "UNAVAILABLE").has("OCI-Namespace", "quay.io")
 	o.Close()
 	stale("it is gone")
+	logged := func() bool {
+		note, _ := w.notes.Load("err")
+		return strings.Contains(fmt.Sprint(note), "connection refused")
+	}
+	for n := 0; !logged(); n++ { // the first answers do not wait until it is known
+		if n == 500 {
+			t.Fatal("the log does not say why")
+		}
+		time.Sleep(10 * time.Millisecond)
+		w.do("GET", at+"v?ns=quay.io", nil).is(200).has("Trow-Stale", "upstream")
+	}
+	w.notes.Delete("err")
 	a := w.do("GET", at+digest.FromString("x").String()+"?ns=quay.io", nil).code(503, "UNAVAILABLE")
+	if !logged() || strings.Contains(string(a.body), "refused") {
+		note, _ := w.notes.Load("err")
+		t.Errorf("the log alone says why: %v; %s", note, a.body)
+	}
 	if a.header.Get("Retry-After") == "" {
 		t.Error("no Retry-After")
 	}

@@ -7,6 +7,8 @@ import (
 	"net/http"
 	"strconv"
 	"strings"
+
+	"trow/registry/upstream"
 )
 
 // span is a part of a blob, in bytes.
@@ -114,7 +116,7 @@ func (r *Registry) sendRanges(w http.ResponseWriter, req *http.Request, b blob, 
 		_, err = io.WriteString(w, end)
 	}
 	if err != nil {
-		r.annotate(req.Context(), "err", err.Error())
+		r.annotate(req.Context(), "err", upstream.Explained(err).Error())
 		panic(http.ErrAbortHandler) // a clean end would make a truncated body look complete
 	}
 	return nil

@@ -93,7 +93,7 @@ func (r *Registry) staleNote(ctx context.Context, i namespace.Image, w Warmed) [
 	}
 	// It has just been asked, so that this is its answer of then, but for a tag that has moved.
 	if stale, err := r.mirror.Refresh(ctx, w.Repository, w.Tag); err == nil && stale != nil {
-		return []string{fmt.Sprintf("%s: it is what was here before: %v", i, stale)}
+		return []string{fmt.Sprintf("%s: it is what was here before: %v", i, upstream.Explained(stale))}
 	}
 	return nil
 }
@@ -143,11 +143,12 @@ func warmError(i namespace.Image, err error) error {
 	if error(e) == err { // its text would name the image twice
 		err = &shortError{e}
 	}
+	err = upstream.Explained(err)
 	switch {
 	case errors.Is(err, upstream.ErrRefused) && strings.Contains(e.Reason, "no entry of upstreams"):
 		return fmt.Errorf("%s: %w; add the host to the setting upstreams, or import the image", i, err)
 	case errors.Is(err, upstream.ErrUnauthorized):
-		return fmt.Errorf("%s: %w; add a login to its entry of upstreams", i, err)
+		return fmt.Errorf("%s: %w; give its entry of upstreams a login, or correct the one that it has", i, err)
 	case errors.Is(err, upstream.ErrNoRoom):
 		return fmt.Errorf("%s: %w; raise the setting cache-size", i, err)
 	}

@@ -20,6 +20,7 @@ import (
 	"trow/registry/client"
 	"trow/registry/inventory"
 	"trow/registry/namespace"
+	"trow/registry/ocierror"
 	"trow/registry/platform"
 	"trow/storage"
 )
@@ -392,6 +393,14 @@ func (i *importer) absent() error {
 	return errNotInArchive
 }
 
+// damaged is the error of content that the source has with other bytes.
+func (i *importer) damaged() error {
+	if i.copies {
+		return problemf("the source sends other bytes, which do not match the digest")
+	}
+	return problemf("the archive has other bytes, which do not match the digest; make it again")
+}
+
 // blobs pushes the blobs of a manifest.
 func (i *importer) blobs(ctx context.Context, from source, repo string, all []v1.Descriptor) error {
 	g, ctx := errgroup.WithContext(ctx)
@@ -447,6 +456,9 @@ func (i *importer) blob(ctx context.Context, repo string, d digest.Digest, open 
 	if err != nil {
 		if missing(err) {
 			return err
+		}
+		if e, ok := errors.AsType[*client.Error](err); ok && e.Code == ocierror.DigestInvalid {
+			return i.damaged() // it was sent as it is there, so that to push it again would not help
 		}
 		return pushed(err)
 	}

@@ -7,6 +7,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/opencontainers/go-digest"
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"trow/registry/archive"
@@ -105,6 +106,38 @@ func TestCopyOfOnePlatform(t *testing.T) {
 			t.Errorf("%v: %v, notes %q", now.Digest, err, notes)
 		}
 		to.wantContent("copy", "manifests", sig.Digest)
+	}
+}
+
+// TestAWrongBlobIsTheSources: the error names the side that has it.
+func TestAWrongBlobIsTheSources(t *testing.T) {
+	from, to := newTarget(t), newTarget(t)
+	content := layer(1, 100)
+	from.image("app", "v1", nil, content)
+	name := digest.FromBytes(content)
+	dir := t.TempDir()
+	export(t, from, dir, archive.ExportOptions{})
+	wrong := make([]byte, len(content))
+	if err := os.WriteFile(filepath.Join(dir, "blobs", "sha256", name.Encoded()), wrong, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	var problems []string
+	_, err := archive.Import(t.Context(), to.Client, dir, archive.ImportOptions{Options: archive.Options{
+		Problem: func(text string) { problems = append(problems, text) }}})
+	if text := strings.Join(problems, "|"); err == nil || !strings.Contains(text, "the archive has other bytes") {
+		t.Errorf("import: %v, %s", err, text)
+	}
+	from.intercept(func(w http.ResponseWriter, req *http.Request) bool {
+		if req.Method != http.MethodGet || !strings.HasSuffix(req.URL.Path, name.String()) {
+			return false
+		}
+		_, _ = w.Write(wrong)
+		return true
+	})
+	_, _, err = archive.Copy(t.Context(), from.Client, to.Client,
+		[]archive.Copied{{FromRepo: "app", From: "v1", ToRepo: "app", ToTag: "v1"}}, archive.CopyOptions{})
+	if err == nil || !strings.Contains(err.Error(), "the source sends other bytes") {
+		t.Errorf("copy: %v", err)
 	}
 }
 

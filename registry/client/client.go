@@ -118,7 +118,7 @@ func New(o Options) (*Client, error) {
 	}
 	switch {
 	case o.Username == "" && o.Logins != nil:
-		c.auth.Credential = auth.CredentialFunc(o.Logins)
+		c.auth.Credential = auth.CredentialFunc(readable(o.Logins))
 	case o.Username != "":
 		c.auth.Credential = auth.StaticCredential(base.Host,
 			auth.Credential{Username: o.Username, Password: o.Password})

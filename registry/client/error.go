@@ -77,7 +77,7 @@ func (c *Client) convert(err error) error {
 		e.Registry = c.base.Host
 		return e
 	}
-	if login, ok := errors.AsType[*loginError](err); ok {
+	if login, ok := errors.AsType[*LoginError](err); ok {
 		return login
 	}
 	switch {

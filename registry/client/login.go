@@ -82,7 +82,7 @@ func bounded(logins Logins, from string) Logins {
 		select {
 		case running <- struct{}{}:
 		default:
-			return auth.EmptyCredential, &loginError{host, from, errAllHang}
+			return auth.EmptyCredential, &LoginError{host, from, errAllHang}
 		}
 		ctx, cancel := context.WithTimeoutCause(ctx, helperTime, errHangs)
 		defer cancel()
@@ -99,7 +99,7 @@ func bounded(logins Logins, from string) Logins {
 			}
 		case <-ctx.Done():
 		}
-		return auth.EmptyCredential, &loginError{host, from, context.Cause(ctx)}
+		return auth.EmptyCredential, &LoginError{host, from, context.Cause(ctx)}
 	}
 }
 
@@ -112,7 +112,7 @@ func StoredLogins(store credentials.Store, from string) Logins {
 		}
 		for _, name := range names {
 			if c, err = store.Get(ctx, name); err != nil {
-				return c, &loginError{host, from, err}
+				return c, &LoginError{host, from, err}
 			}
 			if c != auth.EmptyCredential {
 				break
@@ -122,13 +122,27 @@ func StoredLogins(store credentials.Store, from string) Logins {
 	}
 }
 
-// loginError says that the login of a host cannot be read.
-type loginError struct {
-	host, file string
+// LoginError says that the login of a host cannot be read. Its text has no password.
+type LoginError struct {
+	host, file string // file is empty if the text of the cause says where the login should be
 	cause      error
 }
 
-func (e *loginError) Error() string {
+// readable returns Logins whose errors are LoginErrors.
+func readable(logins Logins) Logins {
+	return func(ctx context.Context, host string) (auth.Credential, error) {
+		c, err := logins(ctx, host)
+		if _, ok := errors.AsType[*LoginError](err); err != nil && !ok {
+			err = &LoginError{host: host, cause: err}
+		}
+		return c, err
+	}
+}
+
+func (e *LoginError) Error() string {
+	if e.file == "" {
+		return fmt.Sprintf("the login for %s: %v", e.host, e.cause)
+	}
 	cause := e.cause.Error()
 	switch missing, ok := errors.AsType[*exec.Error](e.cause); {
 	case ok:

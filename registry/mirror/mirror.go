@@ -58,6 +58,7 @@ import (
 
 	"trow/registry/namespace"
 	"trow/registry/upstream"
+	"trow/storage"
 )
 
 const (
@@ -84,7 +85,7 @@ type Store interface {
 	// Resolve returns what ref, a tag or a digest, names in a repository.
 	Resolve(ctx context.Context, repo, ref string) (at Held, held bool, err error)
 	// Record stores a manifest, unless it is nil and d is held, and makes the tag name it, unless that is empty. All of
-	// that is one commit.
+	// that is one commit. Errors: storage.ErrNotFound, if it is nil and d is not held.
 	Record(ctx context.Context, repo, tag string, d digest.Digest, m *upstream.Manifest) error
 	// Parts returns what a manifest that a repository holds refers to, without layers that clients get from elsewhere,
 	// and its size in bytes. held is false if the repository does not hold the manifest.
@@ -138,7 +139,13 @@ type Mirror struct {
 	lists     *lru.Cache[string, tagList]
 	listBytes int
 
-	troubled *lru.Cache[string, time.Time] // by host: when an upstream last failed or did not answer in time
+	troubled *lru.Cache[string, trouble] // by host: when an upstream last failed or did not answer in time
+}
+
+// trouble is when an upstream has failed or not answered in time.
+type trouble struct {
+	at  time.Time
+	err error // nil if it has not answered in time
 }
 
 // question is what an upstream is asked about: a tag, a digest or "blob " and a digest, of a repository here.
@@ -161,7 +168,7 @@ func New(o Options) *Mirror {
 	}
 	answers, err := lru.New[question, answer](maxRemembered)
 	lists, listsErr := lru.New[string, tagList](maxLists)
-	troubled, troubledErr := lru.New[string, time.Time](maxTroubled)
+	troubled, troubledErr := lru.New[string, trouble](maxTroubled)
 	if err != nil || listsErr != nil || troubledErr != nil {
 		panic(err) // only for a size below 1
 	}
@@ -225,7 +232,10 @@ func (m *Mirror) refresh(ctx context.Context, repo, ref string, p patient) (stal
 		return either(held, last.err)
 	}
 	wait := p.wait
-	if at, ok := m.troubled.Get(up.Host); ok && time.Since(at) < troubledFor {
+	before, ok := m.troubled.Get(up.Host)
+	if recent := ok && time.Since(before.at) < troubledFor; !recent {
+		before = trouble{}
+	} else {
 		wait = min(wait, time.Nanosecond) // it is asked nevertheless: it may answer again
 	}
 	done := m.asking.DoChan(repo+" "+ref, func() (any, error) {
@@ -236,7 +246,7 @@ func (m *Mirror) refresh(ctx context.Context, repo, ref string, p patient) (stal
 		err := m.ask(ctx, up, there, q)
 		m.remember(q, err)
 		if errors.Is(err, upstream.ErrUnavailable) {
-			m.troubled.Add(up.Host, time.Now())
+			m.troubled.Add(up.Host, trouble{time.Now(), err})
 		} else {
 			m.troubled.Remove(up.Host)
 		}
@@ -253,9 +263,9 @@ func (m *Mirror) refresh(ctx context.Context, repo, ref string, p patient) (stal
 		return either(held, r.Err)
 	case <-late:
 		if wait == p.wait {
-			m.troubled.Add(up.Host, time.Now())
+			m.troubled.Add(up.Host, trouble{time.Now(), before.err})
 		}
-		return &upstream.Error{Kind: upstream.ErrUnavailable, Host: up.Host, Repo: there, Ref: ref,
+		return &upstream.Error{Kind: upstream.ErrUnavailable, Host: up.Host, Repo: there, Ref: ref, Cause: before.err,
 			Reason: "it has not answered within " + p.wait.String() + ", or has failed just before"}, nil
 	case <-ctx.Done():
 		return nil, context.Cause(ctx)
@@ -320,7 +330,10 @@ func (m *Mirror) ask(ctx context.Context, up *upstream.Upstream, there string, q
 		if err != nil || tag == "" { // another request has fetched it in the meantime
 			return err
 		}
-		return store.Record(ctx, q.repo, tag, d, nil)
+		// Evicted or deleted since Resolve, it is fetched as if it had not been held.
+		if err = store.Record(ctx, q.repo, tag, d, nil); !errors.Is(err, storage.ErrNotFound) {
+			return err
+		}
 	}
 	// By the digest of the HEAD: the tag may move between the two requests.
 	found, err := up.Manifest(ctx, there, d.String())

@@ -151,7 +151,7 @@ func (p *polling) mayPoll() error {
 	if p.up.MayPoll() {
 		return nil
 	}
-	return &upstream.Error{Kind: upstream.ErrUnavailable, Host: p.up.Host, Ref: "keep:",
+	return &upstream.Error{Kind: upstream.ErrUnavailable, Host: p.up.Host, Ref: "keep",
 		Reason: "what is left of its rate is for clients that wait"}
 }
 

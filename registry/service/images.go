@@ -3,6 +3,7 @@ package service
 import (
 	"context"
 	"errors"
+	"slices"
 	"sync"
 
 	"github.com/opencontainers/go-digest"
@@ -22,7 +23,9 @@ type Images struct {
 
 // Fetch is [registry.Images.Fetch]. Errors: also that the service is closed.
 func (i Images) Fetch(ctx context.Context, repo, ref string) error {
-	return i.ahead.do(ctx, func(ctx context.Context) error { return i.Images.Fetch(ctx, repo, ref) })
+	return i.ahead.do(ctx, func(ctx context.Context) error {
+		return upstream.Explained(i.Images.Fetch(ctx, repo, ref)) // the webhook logs it
+	})
 }
 
 // ahead bounds the life of work that no request waits for, so that the data is not closed under it.
@@ -80,7 +83,11 @@ func (a *ahead) wait() { a.under.Wait() }
 func (o *Options) Judged(x *storage.Index, dir string) (registry.Images, error) {
 	names := namespace.NewTable(o.Namespaces.Sites)
 	up := upstream.New(upstream.Config{Names: names, Offline: true})
-	if err := up.Set(o.Upstream.Entries()); err != nil {
+	entries := slices.Clone(o.Upstream.Entries())
+	for i := range entries { // nothing is asked, and the files that they name are those of the server
+		entries[i].CAFile, entries[i].Endpoints = "", nil
+	}
+	if err := up.Set(entries); err != nil {
 		return registry.Images{}, err
 	}
 	engines := o.Data.Engines

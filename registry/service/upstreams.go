@@ -17,6 +17,7 @@ import (
 	"trow/registry/maintenance"
 	"trow/registry/mirror"
 	"trow/registry/upstream"
+	"trow/storage/files"
 )
 
 // cache holds the parts that fetch and bound the content of other registries. A nil cache does nothing.
@@ -46,6 +47,9 @@ func (s *Service) openCache() error {
 	}
 	up := upstream.New(upstream.Config{Names: s.names, Guard: guard, Secrets: secrets, Any: o.Any,
 		Offline: o.Offline || s.data.ReadOnly(), ProxyFilters: o.ProxyFilters})
+	if err := o.CheckFiles(); err != nil {
+		return err
+	}
 	if err := up.Set(o.Entries()); err != nil {
 		return err
 	}
@@ -133,9 +137,9 @@ func (c *cache) into(o *registry.Options, s *Service) {
 	}
 	o.Upstreams, o.Fetcher, o.Cache = c.upstreams, c.fetcher, c.bound
 	o.Platforms = c.platforms
-	o.FetchFailed = func(upstream string, err error) {
-		s.log.Warn().Err(err).Str("upstream", upstream).Msg("not all that keep: names could be fetched ahead; it is " +
-			"tried again after fresh:")
+	o.FetchFailed = func(of string, err error) {
+		s.log.Warn().Err(upstream.Explained(err)).Str("upstream", of).Msg("not all that keep: names could be " +
+			"fetched ahead; it is tried again after fresh:")
 	}
 	if c.bound == nil {
 		return
@@ -174,7 +178,24 @@ func (c *cache) run(ctx context.Context) error {
 	}
 	g.Go(func() error { return c.ahead(ctx) })
 	g.Go(func() error { c.networks.follow(ctx); return nil })
+	g.Go(func() error { c.followFiles(ctx); return nil })
 	return g.Wait()
+}
+
+// followFiles applies changes of the files that upstreams name, such as a mounted Secret, until ctx is done.
+func (c *cache) followFiles(ctx context.Context) {
+	changed := false
+	files.FollowFunc(ctx, func() ([][]byte, error) { return c.upstreams.Files(), nil }, nil,
+		func([][]byte) (err error) { changed, err = c.upstreams.Reread(); return err },
+		func(err error) {
+			switch log := c.networks.s.log; {
+			case err != nil:
+				log.Error().Err(err).Msg("a file that upstreams names has changed and cannot be used; what was in it " +
+					"stays in effect")
+			case changed: // and not only the settings, which are in effect already
+				log.Info().Msg("a file that upstreams names has changed, and is in effect")
+			}
+		})
 }
 
 // setCache replaces the upstreams and the bound of the cache. Errors: those of the settings; then nothing has changed.
@@ -182,6 +203,9 @@ func (s *Service) setCache(o *upstream.Options) error {
 	c := s.cache
 	if c == nil {
 		return nil
+	}
+	if err := o.CheckFiles(); err != nil {
+		return err
 	}
 	if c.bound == nil {
 		return c.upstreams.Set(o.Entries())

@@ -67,11 +67,12 @@ type endpointKey struct {
 	configLogins string // the content of DockerConfig, so that a change is noticed with the next change of the settings
 }
 
-// compile parses and validates entries. Errors name the entry and the key, and have no password.
-func compile(entries []Entry) (all []compiled, err error) {
+// compile parses and validates entries, with the files that they name if read is set. Errors name the entry and the
+// key, and have no password.
+func compile(entries []Entry, read bool) (all []compiled, err error) {
 	names, hosts := map[string]string{}, map[string]string{} // the host of a name, and the name of a host
 	for i, e := range entries {
-		c, err := e.compile()
+		c, err := e.compile(read)
 		if err == nil && slices.ContainsFunc(all, func(o compiled) bool {
 			return o.host == c.host && o.path == c.path
 		}) {
@@ -99,7 +100,7 @@ func compile(entries []Entry) (all []compiled, err error) {
 	return all, nil
 }
 
-func (e *Entry) compile() (c compiled, err error) {
+func (e *Entry) compile(read bool) (c compiled, err error) {
 	c = compiled{path: strings.Trim(e.Path, "/"), fresh: defaultFresh}
 	if c.host, err = namespace.Host(e.Host); err != nil {
 		return c, fmt.Errorf("host: %w", err)
@@ -132,7 +133,7 @@ func (e *Entry) compile() (c compiled, err error) {
 		}
 		c.keep = append(c.keep, r)
 	}
-	c.endpoints, err = e.compileEndpoints(c.host)
+	c.endpoints, err = e.compileEndpoints(c.host, read)
 	return c, err
 }
 
@@ -177,13 +178,13 @@ func below(repo, path string) bool {
 	return ok && (path == "" || rest == "" || rest[0] == '/')
 }
 
-func (e *Entry) compileEndpoints(host string) (all []endpointKey, err error) {
+func (e *Entry) compileEndpoints(host string, read bool) (all []endpointKey, err error) {
 	endpoints := e.Endpoints
 	if len(endpoints) == 0 {
 		endpoints = []Endpoint{{URL: "https://" + host}}
 	}
 	ca := ""
-	if e.CAFile != "" {
+	if e.CAFile != "" && read {
 		b, err := files.Read(e.CAFile, maxFile)
 		if err != nil {
 			return nil, fmt.Errorf("ca-file: %w", err)
@@ -201,7 +202,7 @@ func (e *Entry) compileEndpoints(host string) (all []endpointKey, err error) {
 		}
 	}
 	for i, p := range endpoints {
-		k, err := p.compile(e.Insecure)
+		k, err := p.compile(e.Insecure, read)
 		if err != nil {
 			return nil, fmt.Errorf("endpoints: entry %d: %w", i+1, err)
 		}
@@ -213,7 +214,7 @@ func (e *Entry) compileEndpoints(host string) (all []endpointKey, err error) {
 
 func lowerJoined(hosts []string) string { return strings.ToLower(strings.Join(hosts, " ")) }
 
-func (p *Endpoint) compile(insecure bool) (k endpointKey, err error) {
+func (p *Endpoint) compile(insecure, read bool) (k endpointKey, err error) {
 	k = endpointKey{insecure: insecure, Endpoint: *p}
 	if k.url, err = endpointURL(p.URL, insecure); err != nil {
 		return k, fmt.Errorf("url: %w", err)
@@ -236,6 +237,9 @@ func (p *Endpoint) compile(insecure bool) (k endpointKey, err error) {
 		return k, fmt.Errorf("secret: %.80q is not of the form NAMESPACE/NAME", p.Secret)
 	case p.Helper != "" && !validHelper.MatchString(p.Helper):
 		return k, fmt.Errorf("helper: %.80q is not the end of the name of a program docker-credential-…", p.Helper)
+	}
+	if !read {
+		return k, nil
 	}
 	if p.PasswordFile != "" {
 		_, err = readPassword(p.PasswordFile)

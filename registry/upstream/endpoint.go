@@ -45,8 +45,9 @@ type endpoint struct {
 	breaker          breaker
 	transport        *http.Transport
 
-	mu   sync.Mutex // guards rate
+	mu   sync.Mutex // guards all below
 	rate Rate
+	last error // why the last request without an answer got none; nil: it got one
 }
 
 func newEndpoint(k endpointKey, guard *Guard, secrets Secrets) (*endpoint, error) {
@@ -177,7 +178,7 @@ func (e *endpoint) ask(ctx context.Context, r request) (*http.Response, *Error) 
 	for try := 1; ; try++ {
 		p, wait := e.breaker.allow(e.limited(r))
 		if p == none {
-			failure.Retry = wait
+			failure.Retry, failure.Cause = wait, e.lastFailure()
 			return nil, failure
 		}
 		resp, last, again := e.once(ctx, r, p)
@@ -230,8 +231,12 @@ func (e *endpoint) once(ctx context.Context, r request, p permit) (resp *http.Re
 			e.breaker.done(p, down)
 			again = ctx.Err() == nil
 		}
+		if !errors.Is(ctx.Err(), context.Canceled) || errors.Is(context.Cause(ctx), errNoAnswer) {
+			e.failed(err)
+		}
 		return nil, failure, again
 	}
+	e.failed(nil)
 	// The rate without the login is another one, and says nothing about how much is left for the login.
 	if rate, ok := parseRate(resp.Header); ok && c == e.login {
 		e.mu.Lock()
@@ -261,6 +266,20 @@ func (e *endpoint) once(ctx context.Context, r request, p permit) (resp *http.Re
 	// An endpoint that answers 429 is not down, and a 500 may be about this content alone.
 	e.breaker.done(p, alive)
 	return nil, failure, busy || resp.StatusCode >= 500
+}
+
+// failed notes why a request got no answer; nil: it got one.
+func (e *endpoint) failed(err error) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.last = err
+}
+
+// lastFailure returns why the last request got no answer; nil if it got one.
+func (e *endpoint) lastFailure() error {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.last
 }
 
 // lastRate returns the rate that the endpoint has sent last; zero if it has sent none.

@@ -2,11 +2,15 @@ package upstream
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
+	"io"
+	"net"
 	"net/http"
 	"strings"
 	"time"
+	"unicode"
 
 	"trow/registry/client"
 	"trow/registry/ocierror"
@@ -29,8 +33,8 @@ var (
 )
 
 // Error is the error of a request to an upstream. Its text has no credentials, and of what an upstream has sent only
-// known error codes: other text might repeat the credentials of the request. So it is safe to show to a client. The
-// cause is for the log, and may name addresses.
+// known error codes: other text might repeat the credentials of the request. So it is safe to show to a client. What of
+// the cause is for the log says [Explained].
 type Error struct {
 	Kind   error         // one of the kinds
 	Host   string        // of the upstream
@@ -51,7 +55,11 @@ func (e *Error) Error() string {
 		if e.Ref == "" {
 			separator = ": "
 		}
-		text = fmt.Sprintf("%.255s/%.255s%s%s", e.Host, e.Repo, separator, text)
+		name := e.Host
+		if e.Repo != "" {
+			name += "/" + e.Repo
+		}
+		text = fmt.Sprintf("%.511s%s%s", name, separator, text)
 	}
 	if e.Reason != "" {
 		text += ": " + e.Reason
@@ -65,6 +73,61 @@ func (e *Error) Unwrap() []error {
 		return []error{e.Kind}
 	}
 	return []error{e.Kind, e.Cause}
+}
+
+// Explained returns an error with a text that says more than that of its [Error], where that is known: why an endpoint
+// cannot be reached, or its login cannot be read. It is for the log and for those who administer the server, because it
+// may name addresses, files and commands. It has no credentials.
+func Explained(err error) error {
+	e, ok := errors.AsType[*Error](err)
+	if !ok {
+		return err
+	}
+	why := why(e.Cause)
+	if why == "" {
+		return err
+	}
+	return &explained{err, why}
+}
+
+type explained struct {
+	error
+	why string
+}
+
+func (e *explained) Error() string { return e.error.Error() + ": " + e.why }
+func (e *explained) Unwrap() error { return e.error }
+
+// why returns the text of the cause of an Error; empty if it might repeat what an upstream has sent, but for the names
+// in its certificate.
+func why(cause error) string {
+	var text string
+	address, isAddress := errors.AsType[*AddressError](cause)
+	login, isLogin := errors.AsType[*client.LoginError](cause)
+	certificate, isCertificate := errors.AsType[*tls.CertificateVerificationError](cause)
+	connection, isConnection := errors.AsType[*net.OpError](cause)
+	switch {
+	case isAddress:
+		text = address.Error()
+	case errors.Is(cause, errProxy):
+		text = errProxy.Error()
+	case isLogin:
+		text = login.Error()
+	case isCertificate:
+		text = certificate.Error() + "; ca-file: of its entry of upstreams names a CA of its own"
+	case isConnection:
+		text = connection.Error()
+	case errors.Is(cause, http.ErrSchemeMismatch):
+		text = http.ErrSchemeMismatch.Error()
+	case errors.Is(cause, io.EOF), errors.Is(cause, io.ErrUnexpectedEOF):
+		text = "it closed the connection"
+	}
+	return strings.Map(func(r rune) rune { // a certificate may have any names
+		if unicode.IsPrint(r) {
+			return r
+		}
+		return ' '
+	}, text)
 }
 
 // RetryAfter returns the time after which a retry may succeed, at least a second. It reports false if the error is not
@@ -83,6 +146,7 @@ func failed(err error) *Error {
 	address, isAddress := errors.AsType[*AddressError](err)
 	answer, isAnswer := errors.AsType[*client.Error](err)
 	realm, isRealm := errors.AsType[*realmError](err)
+	_, isLogin := errors.AsType[*client.LoginError](err)
 	switch {
 	case isAddress:
 		e.Kind = ErrRefused
@@ -97,6 +161,8 @@ func failed(err error) *Error {
 		if e = answered(answer); e.Kind != ErrUnauthorized {
 			e.Kind, e.Reason = ErrUnavailable, "the token server answers "+e.Reason
 		}
+	case isLogin:
+		e.Reason = "its login cannot be read"
 	case errors.Is(err, context.DeadlineExceeded):
 		e.Reason = "it did not answer in time"
 	default:

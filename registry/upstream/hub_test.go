@@ -45,7 +45,11 @@ func TestTheSettingsOfDockerHub(t *testing.T) {
 		{"hub-token-file: ", "", []string{"--proxy-docker-hub", "--hub-user=alice", "--hub-token-file=/none"}},
 		{"upstream-internal: \"10.0.0.1\" is not a network", "", []string{"--upstream-internal=10.0.0.1"}},
 	} {
-		if _, err := load(t, c.file, c.args...); err == nil || !strings.Contains(err.Error(), c.want) {
+		o, err := load(t, c.file, c.args...)
+		if err == nil {
+			err = o.CheckFiles()
+		}
+		if err == nil || !strings.Contains(err.Error(), c.want) {
 			t.Errorf("%v: %v; want %s", c.args, err, c.want)
 		}
 	}

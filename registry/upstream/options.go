@@ -134,7 +134,19 @@ func (o *Options) Validate() error {
 	if err := o.checkHub(); err != nil {
 		return err
 	}
-	_, err := compile(o.Entries())
+	_, err := compile(o.Entries(), false)
+	return err
+}
+
+// CheckFiles reports the first file that the settings name and that cannot be used. Validate does not: settings are
+// also checked where the files of the server are not, as by trow check.
+func (o *Options) CheckFiles() error {
+	if o.HubTokenFile != "" {
+		if _, err := passwordIn(o.HubTokenFile); err != nil {
+			return fmt.Errorf("hub-token-file: %w", err)
+		}
+	}
+	_, err := compile(o.Entries(), true)
 	return err
 }
 
@@ -152,11 +164,6 @@ func (o *Options) checkHub() error {
 		if host, err := namespace.Host(e.Host); err == nil && host == address.Hub {
 			return fmt.Errorf("proxy-docker-hub: entry %d of upstreams is for docker.io as well; remove one of them, "+
 				"and write the login as username and password-file of an endpoint of the entry", i+1)
-		}
-	}
-	if o.HubTokenFile != "" {
-		if _, err := passwordIn(o.HubTokenFile); err != nil {
-			return fmt.Errorf("hub-token-file: %w", err)
 		}
 	}
 	return nil

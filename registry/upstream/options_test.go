@@ -171,12 +171,32 @@ func TestSettingsThatAreInvalid(t *testing.T) {
 		end("helper: a, secret: b/c"):               "only one of them may be set",
 		entry("endpoints: [{url: 'https://a.example'}, {url: 'https://b/', x: y}]"): "unknown key",
 	} {
-		_, err := load(t, file)
+		o, err := load(t, file)
+		if err == nil { // then it is one of the files that it names
+			err = o.CheckFiles()
+		}
 		if err == nil || !strings.Contains(err.Error(), want) || strings.Contains(err.Error(), "me:secret") {
 			t.Errorf("%s: %v, want %s", file, err, want)
 		}
 		if strings.HasPrefix(file, "upstreams") && err != nil && !strings.Contains(err.Error(), "entry ") {
 			t.Errorf("%s: %v does not name the entry", file, err)
+		}
+	}
+}
+
+// TestSettingsAreValidWithoutTheirFiles: trow check and trow config check read them where the server's files are not.
+func TestSettingsAreValidWithoutTheirFiles(t *testing.T) {
+	for _, file := range []string{"upstreams: [{host: quay.io, ca-file: /nowhere}]\n",
+		"upstreams: [{host: quay.io, endpoints: [{url: 'https://quay.io', docker-config: /nowhere}]}]\n",
+		"upstreams: [{host: quay.io, endpoints: [{url: 'https://quay.io', username: a, password-file: /nowhere}]}]\n",
+		"proxy-docker-hub: true\nhub-user: a\nhub-token-file: /nowhere\n"} {
+		o, err := load(t, file)
+		if err != nil {
+			t.Errorf("%s: %v", file, err)
+			continue
+		}
+		if err := o.CheckFiles(); err == nil || !strings.Contains(err.Error(), "/nowhere") {
+			t.Errorf("%s: %v", file, err)
 		}
 	}
 }

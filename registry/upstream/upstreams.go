@@ -15,6 +15,7 @@ import (
 	"trow/registry/auth"
 	"trow/registry/glob"
 	"trow/registry/namespace"
+	"trow/storage/files"
 )
 
 // maxAny bounds how many hosts that no entry names are remembered, because clients choose them. Those that were used
@@ -28,8 +29,9 @@ type Upstreams struct {
 	any    *lru.Cache[string, *Upstream] // those of hosts that no entry names
 	public *publicity
 
-	mu        sync.Mutex                // guards endpoints; serializes Set
+	mu        sync.Mutex                // guards all below; serializes Set and Reread
 	endpoints map[endpointKey]*endpoint // those in use
+	entries   []Entry                   // as Set got them
 }
 
 // Config is what does not change while the server runs.
@@ -63,12 +65,55 @@ func New(c Config) *Upstreams {
 // are the same keep their tokens, connections, rates and breakers. Errors: those of the settings; then nothing has
 // changed.
 func (u *Upstreams) Set(entries []Entry) error {
-	all, err := compile(entries)
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	return u.set(entries)
+}
+
+// Files returns what is in the files that the upstreams name and that are read only when they are set: ca-file and
+// docker-config. Of a file that cannot be read, it is the error.
+func (u *Upstreams) Files() (contents [][]byte) {
+	u.mu.Lock()
+	entries := u.entries
+	u.mu.Unlock()
+	read := func(path string) {
+		if path == "" {
+			return
+		}
+		b, err := files.Read(path, maxFile)
+		if err != nil {
+			b = []byte(err.Error())
+		}
+		contents = append(contents, b)
+	}
+	for _, e := range entries {
+		read(e.CAFile)
+		for _, p := range e.Endpoints {
+			read(p.DockerConfig)
+		}
+	}
+	return contents
+}
+
+// Reread sets the same upstreams with what is in their files now. changed reports whether that is something else.
+// Errors: as Set.
+func (u *Upstreams) Reread() (changed bool, err error) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	before := u.endpoints
+	err = u.set(u.entries)
+	for k := range u.endpoints {
+		changed = changed || before[k] == nil
+	}
+	return changed, err
+}
+
+// set is Set, with mu held.
+func (u *Upstreams) set(entries []Entry) error {
+	all, err := compile(entries, true)
 	if err != nil {
 		return err
 	}
-	u.mu.Lock()
-	defer u.mu.Unlock()
 	endpoints := map[endpointKey]*endpoint{}
 	closed := map[string]bool{}
 	var list []*Upstream
@@ -100,7 +145,7 @@ func (u *Upstreams) Set(entries []Entry) error {
 			e.transport.CloseIdleConnections()
 		}
 	}
-	u.endpoints = endpoints
+	u.endpoints, u.entries = endpoints, entries
 	u.public.close(closed) // before the change: what it opens must be asked about
 	u.now.Store(&list)
 	elements := map[string]string{}
@@ -164,7 +209,7 @@ func (u *Upstreams) unnamed(host string) (*Upstream, error) {
 	if up, ok := u.any.Get(host); ok {
 		return up, nil
 	}
-	all, err := compile([]Entry{{Host: host}})
+	all, err := compile([]Entry{{Host: host}}, true)
 	if err != nil {
 		return nil, &Error{Kind: ErrRefused, Host: host, Reason: "the host is not valid", Cause: err}
 	}

@@ -75,8 +75,12 @@ func key(contents [][]byte, err error) string {
 	return b.String()
 }
 
+// settled reports whether the last poll found what was last returned.
+func (f *Follower) settled() bool { return f.last == f.acted }
+
 // Follow calls apply with the new content whenever the file changes from seen, and report with the outcome, nil for
-// success, until ctx is done.
+// success, until ctx is done. An apply that has failed is repeated at each look: it may depend on more than that,
+// such as on files that the content names and that appear later. The same error is reported once.
 func Follow(ctx context.Context, path string, seen []byte, apply func(content []byte) error, report func(error)) {
 	read := func() ([][]byte, error) { return readEach([]string{path}) }
 	FollowFunc(ctx, read, [][]byte{seen}, func(c [][]byte) error { return apply(c[0]) }, report)
@@ -86,6 +90,8 @@ func Follow(ctx context.Context, path string, seen []byte, apply func(content []
 func FollowFunc(ctx context.Context, read func() ([][]byte, error), seen [][]byte, apply func([][]byte) error,
 	report func(error)) {
 	f := newFollower(read, seen)
+	var contents [][]byte // those that apply has failed with; nil: there are none
+	var failure error     // of that apply
 	t := time.NewTicker(PollInterval)
 	defer t.Stop()
 	for {
@@ -94,13 +100,24 @@ func FollowFunc(ctx context.Context, read func() ([][]byte, error), seen [][]byt
 			return
 		case <-t.C:
 		}
-		contents, changed, err := f.Poll()
-		if !changed {
+		found, changed, err := f.Poll()
+		switch {
+		case changed:
+			contents = nil
+		case contents == nil || !f.settled():
 			continue
+		default:
+			found = contents
 		}
 		if err == nil {
-			err = apply(contents)
+			if err, contents = apply(found), nil; err != nil {
+				contents = found
+			}
 		}
+		if !changed && err != nil && err.Error() == failure.Error() {
+			continue
+		}
+		failure = err
 		report(err)
 	}
 }
