@@ -12,6 +12,7 @@ import (
 	"net/url"
 	"os"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -147,6 +148,9 @@ func (o *Options) check() error {
 	case len(o.Prefix) > maxPrefix || o.Prefix != "" && !validPrefix.MatchString(o.Prefix) || dots(o.Prefix):
 		return fmt.Errorf("prefix: %.70q is not valid: up to %d letters, digits, dots, dashes and underscores between "+
 			"slashes", o.Prefix, maxPrefix)
+	case slices.Contains(strings.Split(o.Prefix, "/"), strings.Trim(objectsPrefix, "/")):
+		return fmt.Errorf("prefix: %.70q lies among the objects of a place whose prefix ends before %q, which would "+
+			"take uploads there for its own, and abort them; choose one without that", o.Prefix, objectsPrefix)
 	case err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Host == "" || strings.Trim(u.Path, "/") != "" ||
 		u.RawQuery != "" || u.Fragment != "":
 		return errors.New("endpoint: not of the form https://HOST:PORT")
