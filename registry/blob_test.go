@@ -6,6 +6,7 @@ import (
 	"io"
 	"mime"
 	"mime/multipart"
+	"net/http"
 	"os"
 	"path/filepath"
 	"strings"
@@ -177,6 +178,42 @@ func TestOnDisk(t *testing.T) {
 	w2.pushBlob("b", big) // repairs it in all repositories
 	w2.do("GET", "/v2/a/blobs/"+bd.String(), nil).is(200).equals(string(big))
 	w2.do("PUT", "/v2/a/manifests/w", lossy, "Content-Type", typeManifest).is(201)
+}
+
+// TestABlobThatEndsEarlyIsQuarantined by the first pull that notices, whole or of ranges; the next push repairs it.
+func TestABlobThatEndsEarlyIsQuarantined(t *testing.T) {
+	for _, ranges := range []string{"", "bytes=0-9,900000-900009"} {
+		dir := t.TempDir()
+		blobs, journal, _ := engines(t, dir)
+		w := serve(t, blobs, journal)
+		content := random(t, 1<<20)
+		d := w.pushBlob("a", content)
+		if err := os.Truncate(filepath.Join(dir, "blobs", "sha256", d.Encoded()), 600_000); err != nil {
+			t.Fatal(err)
+		}
+		req, err := http.NewRequestWithContext(t.Context(), "GET", w.url+"/v2/a/blobs/"+d.String(), nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if ranges != "" {
+			req.Header.Set("Range", ranges)
+		}
+		req.Close = true
+		resp, err := (&http.Transport{}).RoundTrip(req) // which does not ask again on a new connection
+		if err == nil {
+			var got []byte
+			if got, err = io.ReadAll(resp.Body); err == nil {
+				t.Errorf("%q: a pull of a blob that ends early is complete, with %d bytes", ranges, len(got))
+			}
+			resp.Body.Close()
+		}
+		if !w.index.Quarantined(d) {
+			t.Errorf("%q: the damage is not recorded", ranges)
+		}
+		w.do("GET", "/v2/a/blobs/"+d.String(), nil).code(404, "BLOB_UNKNOWN")
+		w.pushBlob("a", content)
+		w.do("GET", "/v2/a/blobs/"+d.String(), nil).is(200).equals(string(content))
+	}
 }
 
 // TestLostBytesAreNotCached: the answer for a digest whose bytes are lost must not be kept by caches, and a list that

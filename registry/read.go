@@ -344,6 +344,19 @@ func isLost(err error) bool {
 	return errors.Is(err, storage.ErrNotFound) || errors.Is(err, storage.ErrDigest)
 }
 
+// cutShort notes why an answer with a blob ends early. If that is because the stored bytes end, or cannot be read any
+// more, Check finds out, and records it: otherwise each pull would be cut short, and a push of the blob would be
+// answered as if its bytes were there, until the next scrub.
+func (r *Registry) cutShort(ctx context.Context, b blob, err error) {
+	r.annotate(ctx, "err", err.Error())
+	lost, ok := r.options.Blobs.(interface{ Lost(error) bool })
+	if b.source == nil && (errors.Is(err, io.EOF) || isLost(err) || ok && lost.Lost(err)) {
+		if err := r.options.Check(ctx, b.digest); err != nil {
+			r.annotate(ctx, "check", err.Error())
+		}
+	}
+}
+
 // lost returns unknown for content whose bytes are not there although the repository holds it. Either a deletion came
 // in between, or the bytes are lost: Check finds out, and records it. Pushing the content again helps in both cases.
 func (r *Registry) lost(ctx context.Context, d digest.Digest, unknown *ocierror.Error) error {
