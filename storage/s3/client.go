@@ -101,7 +101,7 @@ func (c *circuit) enter() error {
 	}
 	now := time.Now()
 	if wait := c.until.Sub(now); wait > 0 {
-		return fmt.Errorf("%w: the last %d requests have failed; it is asked again in %v", errLater, c.failed,
+		return fmt.Errorf("%w: %s; it is asked again in %v", errLater, failedInARow(c.failed),
 			wait.Round(100*time.Millisecond))
 	}
 	c.until = now.Add(openFor)
@@ -126,6 +126,14 @@ func (c *circuit) leave(begin time.Time, down bool, err error) {
 	case !cancelled(err): // an answer, whatever it says; a request that was given up says nothing
 		c.failed, c.last, c.broken, c.answered = 0, nil, false, time.Now()
 	}
+}
+
+// failedInARow says why a circuit is open. One request opens it if it was not answered at all.
+func failedInARow(n int) string {
+	if n == 1 {
+		return "a request was not answered"
+	}
+	return fmt.Sprintf("%d requests in a row have failed", n)
 }
 
 // open returns how many requests have failed if the circuit is open, and the error of the last one.
