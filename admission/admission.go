@@ -43,6 +43,8 @@ import (
 
 	"github.com/rs/zerolog"
 	admissionv1 "k8s.io/api/admission/v1"
+
+	"trow/storage"
 )
 
 // Options configures a Webhook.
@@ -196,14 +198,18 @@ func (w *Webhook) serve(rw http.ResponseWriter, r *http.Request, d *Decision) ([
 // fail answers with an error. Its text is for the client; a cause inside the registry is only passed to Observe.
 func fail(rw http.ResponseWriter, uid string, err error) {
 	failure, ok := errors.AsType[*httpError](err)
-	if !ok {
+	switch {
+	case ok:
+	case errors.Is(err, storage.ErrUnavailable): // it is not sure that the image is not here
+		failure = &httpError{http.StatusServiceUnavailable, "the registry's storage does not answer; retry in a moment"}
+	default:
 		failure = &httpError{http.StatusInternalServerError, "the registry cannot decide right now; see its log"}
 	}
 	text := failure.text
 	if uid != "" {
 		text += " (review " + uid + ")"
 	}
-	if failure.status == http.StatusServiceUnavailable {
+	if failure.status == http.StatusServiceUnavailable { // the API server then asks again, within its timeout
 		rw.Header().Set("Retry-After", "1")
 	}
 	http.Error(rw, text, failure.status)

@@ -27,6 +27,7 @@ import (
 	"k8s.io/apimachinery/pkg/runtime"
 
 	"trow/admission"
+	"trow/storage"
 )
 
 var update = flag.Bool("update", false, "write the golden files")
@@ -462,6 +463,19 @@ func TestAnErrorOfTheRegistryIsAFailedCallAndNotADenial(t *testing.T) {
 				t.Errorf("observed %+v", seen)
 			}
 		})
+	}
+}
+
+// TestAMissThatCannotBeConfirmedIsAskedAgain: the API server sends a review again after an answer with Retry-After.
+func TestAMissThatCannotBeConfirmedIsAskedAgain(t *testing.T) {
+	reg := newRegistry(t, held)
+	reg.resolve = func(string, string) error { return fmt.Errorf("journal: %w", storage.ErrUnavailable) }
+	w := newHook(admission.Options{Images: reg, Policy: newPolicy(t, admission.PolicyOptions{}),
+		Observe: func(context.Context, admission.Decision) {}})
+	rec := post(w, strings.NewReader(reviewOf(t, "", "Pod", podOf(host+"/app:1"), nil)))
+	if rec.Code != http.StatusServiceUnavailable || rec.Header().Get("Retry-After") != "1" ||
+		!strings.Contains(rec.Body.String(), "u-1") || strings.Contains(rec.Body.String(), "journal") {
+		t.Errorf("status %d, %v: %s", rec.Code, rec.Header(), rec.Body)
 	}
 }
 

@@ -10,7 +10,6 @@ import (
 	"trow/registry/audit"
 	"trow/registry/auth"
 	"trow/registry/namespace"
-	"trow/registry/upstream"
 	"trow/storage"
 )
 
@@ -80,7 +79,7 @@ func (r *Registry) sendBlob(w http.ResponseWriter, req *http.Request, b blob, et
 	setBlobHeader(w.Header(), b.digest, etag)
 	writeBlobHeader(w, part, ranged, b.size)
 	if _, err := content.WriteTo(w); err != nil {
-		r.annotate(req.Context(), "err", upstream.Explained(err).Error())
+		r.cutShort(req.Context(), b, err)
 		panic(http.ErrAbortHandler) // a clean end would make a truncated body look complete
 	}
 	return nil

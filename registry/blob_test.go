@@ -2,16 +2,20 @@ package registry_test
 
 import (
 	"bytes"
+	"context"
 	"fmt"
 	"io"
 	"mime"
 	"mime/multipart"
+	"net/http"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
 
 	"github.com/opencontainers/go-digest"
+
+	"trow/storage"
 )
 
 func TestABlobIsVisibleOnlyInItsRepository(t *testing.T) {
@@ -177,6 +181,50 @@ func TestOnDisk(t *testing.T) {
 	w2.pushBlob("b", big) // repairs it in all repositories
 	w2.do("GET", "/v2/a/blobs/"+bd.String(), nil).is(200).equals(string(big))
 	w2.do("PUT", "/v2/a/manifests/w", lossy, "Content-Type", typeManifest).is(201)
+}
+
+// withoutSizes is an engine whose readers do not say a size at once, as those behind a network.
+type withoutSizes struct{ storage.Blobs }
+
+func (b withoutSizes) Open(ctx context.Context, d digest.Digest) (io.ReadSeekCloser, error) {
+	f, err := b.Blobs.Open(ctx, d)
+	return struct{ io.ReadSeekCloser }{f}, err
+}
+
+// TestABlobThatEndsEarlyIsQuarantined by the first pull that notices, whole or of ranges; the next push repairs it.
+func TestABlobThatEndsEarlyIsQuarantined(t *testing.T) {
+	for _, ranges := range []string{"", "bytes=0-9,900000-900009"} {
+		dir := t.TempDir()
+		blobs, journal, _ := engines(t, dir)
+		w := serve(t, withoutSizes{blobs}, journal)
+		content := random(t, 1<<20)
+		d := w.pushBlob("a", content)
+		if err := os.Truncate(filepath.Join(dir, "blobs", "sha256", d.Encoded()), 600_000); err != nil {
+			t.Fatal(err)
+		}
+		req, err := http.NewRequestWithContext(t.Context(), "GET", w.url+"/v2/a/blobs/"+d.String(), nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if ranges != "" {
+			req.Header.Set("Range", ranges)
+		}
+		req.Close = true
+		resp, err := (&http.Transport{}).RoundTrip(req) // which does not ask again on a new connection
+		if err == nil {
+			var got []byte
+			if got, err = io.ReadAll(resp.Body); err == nil {
+				t.Errorf("%q: a pull of a blob that ends early is complete, with %d bytes", ranges, len(got))
+			}
+			resp.Body.Close()
+		}
+		if !w.index.Quarantined(d) {
+			t.Errorf("%q: the damage is not recorded", ranges)
+		}
+		w.do("GET", "/v2/a/blobs/"+d.String(), nil).code(404, "BLOB_UNKNOWN")
+		w.pushBlob("a", content)
+		w.do("GET", "/v2/a/blobs/"+d.String(), nil).is(200).equals(string(content))
+	}
 }
 
 // TestLostBytesAreNotCached: the answer for a digest whose bytes are lost must not be kept by caches, and a list that

@@ -7,8 +7,6 @@ import (
 	"net/http"
 	"strconv"
 	"strings"
-
-	"trow/registry/upstream"
 )
 
 // span is a part of a blob, in bytes.
@@ -116,7 +114,7 @@ func (r *Registry) sendRanges(w http.ResponseWriter, req *http.Request, b blob, 
 		_, err = io.WriteString(w, end)
 	}
 	if err != nil {
-		r.annotate(req.Context(), "err", upstream.Explained(err).Error())
+		r.cutShort(req.Context(), b, err)
 		panic(http.ErrAbortHandler) // a clean end would make a truncated body look complete
 	}
 	return nil

@@ -13,6 +13,7 @@ import (
 	"trow/registry/auth"
 	"trow/registry/mirror"
 	"trow/registry/ocierror"
+	"trow/registry/upstream"
 	"trow/storage"
 )
 
@@ -349,6 +350,19 @@ func ReadSmall(ctx context.Context, blobs storage.Blobs, d digest.Digest) ([]byt
 // isLost reports whether err says that recorded bytes are missing or damaged.
 func isLost(err error) bool {
 	return errors.Is(err, storage.ErrNotFound) || errors.Is(err, storage.ErrDigest)
+}
+
+// cutShort notes why an answer with a blob ends early. If that is because the stored bytes end, or cannot be read any
+// more, Check finds out, and records it: otherwise each pull would be cut short, and a push of the blob would be
+// answered as if its bytes were there, until the next scrub.
+func (r *Registry) cutShort(ctx context.Context, b blob, err error) {
+	r.annotate(ctx, "err", upstream.Explained(err).Error())
+	lost, ok := r.options.Blobs.(interface{ Lost(error) bool })
+	if b.source == nil && (errors.Is(err, io.EOF) || isLost(err) || ok && lost.Lost(err)) {
+		if err := r.options.Check(ctx, b.digest); err != nil {
+			r.annotate(ctx, "check", err.Error())
+		}
+	}
 }
 
 // lost returns unknown for content whose bytes are not there although the repository holds it. Either a deletion came

@@ -2,8 +2,13 @@ package registry_test
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
+	"fmt"
+	"slices"
+	"strconv"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -47,8 +52,14 @@ func replicas(t *testing.T) (all [2]*server, silent *atomic.Bool) {
 }
 
 // replicasOver is replicas, each of which sees the journal through what see returns.
-func replicasOver(t *testing.T, see func(i int, j storage.Journal) storage.Journal,
-	options ...option) (all [2]*server) {
+func replicasOver(t *testing.T, see func(i int, j storage.Journal) storage.Journal, options ...option) [2]*server {
+	return [2]*server(nReplicasOver(t, 2, see, options...))
+}
+
+// nReplicasOver is replicasOver for any number of them.
+func nReplicasOver(t *testing.T, n int, see func(i int, j storage.Journal) storage.Journal,
+	options ...option) []*server {
+	all := make([]*server, n)
 	journal := memory.NewJournal()
 	journal.Is = storage.Traits{Shared: true, Compares: 128, Operations: 128, Bytes: 1 << 20}
 	service := memory.NewService()
@@ -103,6 +114,95 @@ func sep(location string) string {
 		return "&"
 	}
 	return "?"
+}
+
+// contended is a journal that counts its conflicts. Its commits take a while, as those of a service do: others come in
+// between.
+type contended struct {
+	storage.Journal
+	conflicts *atomic.Int64
+}
+
+func (j contended) Commit(ctx context.Context, b ...storage.Batch) (storage.Revision, error) {
+	time.Sleep(2 * time.Millisecond)
+	rev, err := j.Journal.Commit(ctx, b...)
+	if errors.Is(err, storage.ErrConflict) {
+		j.conflicts.Add(1)
+	}
+	return rev, err
+}
+
+// TestNoClientSeesAConflict: three replicas push into one repository at once, and change and delete tags there. Their
+// commits are in conflict with each other, and each is made again until it is answered as if it had been alone.
+func TestNoClientSeesAConflict(t *testing.T) {
+	const clients, images = 6, 12
+	conflicts := new(atomic.Int64)
+	all := nReplicasOver(t, 3, func(_ int, j storage.Journal) storage.Journal { return contended{j, conflicts} })
+	// push pushes an image with a layer of its own, each request at the next replica, and returns its manifest.
+	push := func(next func() *server, name string, tags ...string) string {
+		content := digest.FromString(name).String()
+		next().do("POST", "/v2/app/blobs/uploads/?digest="+content, []byte(name)).is(201)
+		body := `{"schemaVersion":2,"mediaType":"` + v1.MediaTypeImageManifest +
+			`","config":{"mediaType":"application/x","digest":"` + content + `","size":` + strconv.Itoa(len(name)) +
+			`},"layers":[]}`
+		for _, tag := range tags {
+			next().do("PUT", "/v2/app/manifests/"+tag, []byte(body), "Content-Type", v1.MediaTypeImageManifest).is(201)
+		}
+		return body
+	}
+	want := make([][]string, clients) // the tags that stay
+	var wg sync.WaitGroup
+	for c := range clients {
+		wg.Go(func() {
+			n := c
+			next := func() *server { n++; return all[n%len(all)] }
+			own := "own" + strconv.Itoa(c)
+			for i := range images {
+				name := fmt.Sprintf("c%d-%02d", c, i)
+				body := push(next, name, "same", own, name)
+				if got := next().do("GET", "/v2/app/manifests/"+own, nil).is(200); string(got.body) != body {
+					t.Errorf("%s is older than what was acknowledged", own)
+				}
+				switch i % 3 {
+				case 0: // the manifest with all its tags
+					d := digest.FromString(body).String()
+					next().do("DELETE", "/v2/app/manifests/"+d, nil).is(202)
+					next().do("GET", "/v2/app/manifests/"+name, nil).is(404)
+				case 1: // the tag
+					next().do("DELETE", "/v2/app/manifests/"+name, nil).is(202)
+					next().do("GET", "/v2/app/manifests/"+name, nil).is(404)
+				default:
+					want[c] = append(want[c], name)
+				}
+			}
+			want[c] = append(want[c], own)
+		})
+	}
+	wg.Wait()
+	if t.Failed() {
+		return
+	}
+	if n := conflicts.Load(); n < clients {
+		t.Errorf("%d conflicts: the clients were not in each other's way", n)
+	}
+	t.Logf("%d conflicts", conflicts.Load())
+	tags := slices.Sorted(slices.Values(slices.Concat(want...)))
+	for i, s := range all {
+		var got []string
+		for path := "/v2/app/tags/list?n=7"; path != ""; { // longer than a page
+			a := s.do("GET", path, nil).is(200)
+			var page struct{ Tags []string }
+			if err := json.Unmarshal(a.body, &page); err != nil {
+				t.Fatal(err)
+			}
+			got = append(got, page.Tags...)
+			path, _, _ = strings.Cut(strings.TrimPrefix(a.header.Get("Link"), "<"), ">")
+		}
+		// What "same" names may have been deleted.
+		if got = slices.DeleteFunc(got, func(tag string) bool { return tag == "same" }); !slices.Equal(got, tags) {
+			t.Errorf("replica %d has the tags %q, want %q", i, got, tags)
+		}
+	}
 }
 
 // TestASilentJournal: what is held is served and says how old it may be; a miss is no answer, and content by digest is

@@ -117,6 +117,40 @@ func TestUpdate(t *testing.T) {
 	}
 }
 
+// TestNoJournalLiesWithinAnother: whatever the prefixes, keys of one are in no range that another one reads.
+func TestNoJournalLiesWithinAnother(t *testing.T) {
+	outer := layout{"trow/"}
+	keys := func(l layout) []string {
+		return []string{l.repo("r"), l.fact("r", storage.Fact{Kind: storage.KindTag, Name: "t"}),
+			l.fact("r", storage.Fact{Kind: storage.KindHistory, Name: "t"}), l.format(), l.head(), l.identity(),
+			l.lead("task"), l.writer("id")}
+	}
+	refused := 0
+	for _, key := range keys(outer) {
+		name, _, _ := strings.Cut(strings.TrimPrefix(key, outer.prefix), "/")
+		for _, inner := range []string{"trow/" + name, "trow/" + name + "/x", "trow/" + name + "x", "trow" + name} {
+			cleaned, err := cleanPrefix(inner)
+			if err != nil {
+				refused++
+				continue
+			}
+			for _, at := range ranges {
+				for _, k := range keys(layout{cleaned}) {
+					if strings.HasPrefix(k, outer.prefix+at) {
+						t.Errorf("a journal at %s may have the key %q", inner, k)
+					}
+				}
+			}
+		}
+	}
+	if refused != 10 { // the five keys with a slash, and what is below
+		t.Errorf("%d prefixes are refused", refused)
+	}
+	if _, err := ParseURL("etcd://a:1/trow/f"); err == nil || !strings.Contains(err.Error(), "among the keys") {
+		t.Errorf("trow/f: %v", err)
+	}
+}
+
 func TestErrorsSayWhatToDo(t *testing.T) {
 	j := &Journal{keys: layout{"trow/"}, options: Options{Endpoints: []string{"a:1"}}}
 	for want, err := range map[string]error{

@@ -18,6 +18,9 @@ const (
 	keyWriter   = "writer/"  // the ID of a Journal that is open: the number of its last commit
 )
 
+// ranges are those of the above that any keys may follow: no other journal may have its prefix there.
+var ranges = []string{keyFacts, keyHistory, keyLead, keyWriter}
+
 // layout makes and reads the keys below a prefix, which ends with a slash.
 type layout struct{ prefix string }
 

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net"
 	"net/url"
+	"slices"
 	"strconv"
 	"strings"
 )
@@ -70,6 +71,12 @@ func cleanPrefix(s string) (string, error) {
 	}
 	if strings.Contains(trimmed, "\x00") {
 		return "", fmt.Errorf("the prefix %q has a zero byte", s)
+	}
+	for i, part := range strings.Split(trimmed, "/") {
+		if i > 0 && slices.Contains(ranges, part+"/") {
+			return "", fmt.Errorf("the prefix %q lies among the keys of a journal whose prefix ends before %q, which "+
+				"would take all that is there for its own; choose one without that", s, "/"+part)
+		}
 	}
 	return trimmed + "/", nil
 }

@@ -91,9 +91,8 @@ func Open(ctx context.Context, o Options) (*Blobs, error) {
 		c.prefix += "/"
 	}
 	c.circuit.warn = func(requests int, last error) {
-		o.Warn(fmt.Errorf("%d requests in a row have failed, so requests fail at once until one succeeds; the last "+
-			"one: %w",
-			requests, c.error("request", last)))
+		o.Warn(fmt.Errorf("%s, so requests fail at once until one succeeds; the last one: %w",
+			failedInARow(requests), c.error("request", last)))
 	}
 	b := &Blobs{options: o, client: c, memory: newMemory(o.Memory, o.PartSize),
 		sizes:   sizes{least: o.minPart, first: o.PartSize, largest: o.Memory / 2},

@@ -58,13 +58,14 @@ func sleep(ctx context.Context, d time.Duration) error {
 // whose second attempt would be refused then look.
 func (c *client) do(ctx context.Context, op string, request func(ctx context.Context) error) error {
 	for attempt := 1; ; attempt++ {
+		begin := time.Now()
 		err := c.circuit.enter()
 		again, open := err != nil, err != nil
 		if err == nil {
 			err = request(ctx)
 			var down bool
 			again, down = passing(ctx, err)
-			c.circuit.leave(down, err)
+			c.circuit.leave(begin, down, err)
 		}
 		// A new request does not wait for a circuit that is open. One that was under way when it opened does: what it
 		// has sent so far would be lost.
@@ -78,10 +79,12 @@ func (c *client) do(ctx context.Context, op string, request func(ctx context.Con
 type circuit struct {
 	warn func(requests int, last error)
 
-	mu     sync.Mutex // guards all below
-	failed int        // requests in a row
-	last   error      // of the last of them
-	until  time.Time  // when the next one may be tried
+	mu       sync.Mutex // guards all below
+	failed   int        // requests in a row
+	broken   bool       // so many of them that the circuit is open
+	last     error      // of the last of them
+	until    time.Time  // when the next one may be tried
+	answered time.Time  // when the last answer came
 }
 
 const (
@@ -93,40 +96,51 @@ const (
 func (c *circuit) enter() error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.failed < failuresToOpen {
+	if !c.broken {
 		return nil
 	}
 	now := time.Now()
 	if wait := c.until.Sub(now); wait > 0 {
-		return fmt.Errorf("%w: the last %d requests have failed; it is asked again in %v", errLater, c.failed,
+		return fmt.Errorf("%w: %s; it is asked again in %v", errLater, failedInARow(c.failed),
 			wait.Round(100*time.Millisecond))
 	}
 	c.until = now.Add(openFor)
 	return nil
 }
 
-func (c *circuit) leave(down bool, err error) {
+func (c *circuit) leave(begin time.Time, down bool, err error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	switch {
 	case down:
 		c.last = err
-		if c.failed++; c.failed == failuresToOpen {
+		c.failed++
+		// If nothing has answered for as long as a request waits, others need not find that out, each for itself.
+		if !c.broken && (c.failed == failuresToOpen || silent(err) && c.answered.Before(begin)) {
+			c.broken = true
 			c.until = time.Now().Add(openFor)
 			if c.warn != nil {
 				go c.warn(c.failed, err) // it may log, and the lock is held
 			}
 		}
 	case !cancelled(err): // an answer, whatever it says; a request that was given up says nothing
-		c.failed, c.last = 0, nil
+		c.failed, c.last, c.broken, c.answered = 0, nil, false, time.Now()
 	}
+}
+
+// failedInARow says why a circuit is open. One request opens it if it was not answered at all.
+func failedInARow(n int) string {
+	if n == 1 {
+		return "a request was not answered"
+	}
+	return fmt.Sprintf("%d requests in a row have failed", n)
 }
 
 // open returns how many requests have failed if the circuit is open, and the error of the last one.
 func (c *circuit) open() (failed int, last error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.failed < failuresToOpen {
+	if !c.broken {
 		return 0, nil
 	}
 	return c.failed, c.last

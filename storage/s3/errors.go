@@ -5,6 +5,7 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
+	"net"
 	"net/http"
 	"net/url"
 	"strings"
@@ -126,8 +127,21 @@ func (c *client) error(op string, err error) error {
 	return e
 }
 
+// cancelled reports whether a request was given up. The net package says of its own timeouts that they are the
+// context's (errors.Is), so values are compared.
 func cancelled(err error) bool {
-	return errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded)
+	for ; err != nil; err = errors.Unwrap(err) {
+		if err == context.Canceled || err == context.DeadlineExceeded {
+			return true
+		}
+	}
+	return false
+}
+
+// silent reports whether a request ended because nothing came in time.
+func silent(err error) bool {
+	var e net.Error
+	return errors.As(err, &e) && e.Timeout()
 }
 
 // passing reports whether an attempt may succeed if it is repeated, and whether it says that the service is down.

@@ -59,3 +59,6 @@ const FailuresToOpen = failuresToOpen
 
 // OpenFor is how long the circuit stays open.
 const OpenFor = openFor
+
+// Cancelled is whether an error says that a request was given up.
+var Cancelled = cancelled

@@ -7,7 +7,9 @@ import (
 	"fmt"
 	"io"
 	"math/rand/v2"
+	"net"
 	"net/http"
+	"net/url"
 	"runtime"
 	"slices"
 	"strings"
@@ -394,8 +396,75 @@ func TestASilentServiceIsGivenUp(t *testing.T) {
 	silent := make(chan struct{})
 	t.Cleanup(func() { close(silent) })
 	f.on(func(string, *http.Request) fault { return fault{hold: silent} })
+	begin := time.Now()
 	if _, err := b.Stat(t.Context(), digest.FromString("x")); !errors.Is(err, storage.ErrUnavailable) {
 		t.Errorf("Stat: %v", err)
+	}
+	// One such request says enough: the next ones do not wait as long.
+	if err := b.Answering(); err == nil || !strings.Contains(err.Error(), "was not answered") {
+		t.Errorf("the service is said to answer: %v", err)
+	}
+	asked := f.count("HeadObject")
+	for range 50 {
+		if _, err := b.Stat(t.Context(), digest.FromString("x")); !errors.Is(err, storage.ErrUnavailable) {
+			t.Errorf("Stat: %v", err)
+		}
+	}
+	if n := f.count("HeadObject") - asked; n > 3+int(time.Since(begin)/s3.OpenFor) {
+		t.Errorf("%d of 50 requests were sent to a service that is silent", n)
+	}
+}
+
+// TestATimeoutOfTheNetworkIsNoCancellation, although it claims to be the context's: the service does not answer.
+func TestATimeoutOfTheNetworkIsNoCancellation(t *testing.T) {
+	_, timeout := net.DialTimeout("tcp", "127.0.0.1:1", 1)
+	if !errors.Is(timeout, context.DeadlineExceeded) {
+		t.Fatalf("dialling: %v", timeout)
+	}
+	if s3.Cancelled(timeout) {
+		t.Errorf("%v is taken for a request that was given up", timeout)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	for _, err := range []error{ctx.Err(), &url.Error{Op: "Get", Err: context.DeadlineExceeded}} {
+		if !s3.Cancelled(err) {
+			t.Errorf("%v is taken for a request without an answer", err)
+		}
+	}
+}
+
+// TestASlowPartIsNoSilence: while others are answered, one request that is not does not stop them.
+func TestASlowPartIsNoSilence(t *testing.T) {
+	f, r := newFake(t), storagetest.NewRecords()
+	o := options(f, r)
+	o.Timeout = 400 * time.Millisecond
+	b := open(t, o)
+	for _, name := range []string{"x", "y"} {
+		must(storagetest.Push(t.Context(), storagetest.PlacedBlobs{Placed: b, Records: r}, []byte(name)))(t)
+	}
+	silent := make(chan struct{})
+	t.Cleanup(func() { close(silent) })
+	slow := must(r.Place(t.Context(), digest.FromString("x")))(t)
+	f.on(func(_ string, req *http.Request) fault {
+		if strings.HasSuffix(req.URL.Path, slow) {
+			return fault{hold: silent}
+		}
+		return fault{}
+	})
+	done := make(chan error)
+	go func() { _, err := b.Stat(t.Context(), digest.FromString("x")); done <- err }()
+	for {
+		if _, err := b.Stat(t.Context(), digest.FromString("y")); err != nil {
+			t.Fatalf("Stat: %v", err)
+		}
+		select {
+		case err := <-done:
+			if !errors.Is(err, storage.ErrUnavailable) {
+				t.Errorf("Stat: %v", err)
+			}
+			return
+		case <-time.After(5 * time.Millisecond):
+		}
 	}
 }
 

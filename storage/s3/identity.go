@@ -3,7 +3,6 @@ package s3
 import (
 	"context"
 	"errors"
-	"fmt"
 	"io"
 
 	"trow/storage"
@@ -45,7 +44,7 @@ func (b *Blobs) Answering() error {
 	if failed == 0 {
 		return nil
 	}
-	return b.client.error(fmt.Sprintf("%d requests in a row have failed", failed), last)
+	return b.client.error(failedInARow(failed), last)
 }
 
 var _ storage.Identified = (*Blobs)(nil)

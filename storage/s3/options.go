@@ -12,6 +12,7 @@ import (
 	"net/url"
 	"os"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -147,6 +148,9 @@ func (o *Options) check() error {
 	case len(o.Prefix) > maxPrefix || o.Prefix != "" && !validPrefix.MatchString(o.Prefix) || dots(o.Prefix):
 		return fmt.Errorf("prefix: %.70q is not valid: up to %d letters, digits, dots, dashes and underscores between "+
 			"slashes", o.Prefix, maxPrefix)
+	case slices.Contains(strings.Split(o.Prefix, "/"), strings.Trim(objectsPrefix, "/")):
+		return fmt.Errorf("prefix: %.70q lies among the objects of a place whose prefix ends before %q, which would "+
+			"take uploads there for its own, and abort them; choose one without that", o.Prefix, objectsPrefix)
 	case err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Host == "" || strings.Trim(u.Path, "/") != "" ||
 		u.RawQuery != "" || u.Fragment != "":
 		return errors.New("endpoint: not of the form https://HOST:PORT")
@@ -220,7 +224,7 @@ func (o *Options) transport() (http.RoundTripper, error) {
 		config.RootCAs = pool
 	}
 	dialer := &net.Dialer{Timeout: 10 * time.Second, KeepAlive: 30 * time.Second}
-	return &http.Transport{
+	t := &http.Transport{
 		Proxy: http.ProxyFromEnvironment,
 		DialContext: func(ctx context.Context, network, address string) (net.Conn, error) {
 			conn, err := dialer.DialContext(ctx, network, address)
@@ -233,7 +237,25 @@ func (o *Options) transport() (http.RoundTripper, error) {
 		MaxIdleConns: 256, MaxIdleConnsPerHost: 256, // one host, and as many requests as there are uploads and readers
 		ReadBufferSize: 64 << 10, WriteBufferSize: 64 << 10,
 		DisableCompression: true, // bytes are returned as they were stored
-	}, nil
+		// A service that has all of a request and says nothing is down, or does not hear.
+		ResponseHeaderTimeout: o.Timeout / answerShare,
+	}
+	slow := t.Clone()
+	slow.ResponseHeaderTimeout = 0
+	return byPatience{t, slow}, nil
+}
+
+// answerShare is the part of Timeout after which a request must have an answer's first byte: 30 s of 2 minutes.
+const answerShare = 4
+
+// byPatience gives Timeout to the request that a service may have to work on: to make an object of its parts.
+type byPatience struct{ to, slow *http.Transport }
+
+func (b byPatience) RoundTrip(req *http.Request) (*http.Response, error) {
+	if req.Method == http.MethodPost && req.URL.Query().Has("uploadId") {
+		return b.slow.RoundTrip(req)
+	}
+	return b.to.RoundTrip(req)
 }
 
 // impatient is a connection on which nothing may stand still for longer than its timeout. Requests have no time limit

@@ -126,6 +126,8 @@ func TestParseURL(t *testing.T) {
 		"s3://bucket?kms-key=k":          "kms-key",
 		"s3://bucket/../x":               "prefix",
 		"s3://bucket/a%20b":              "prefix",
+		"s3://bucket/a/objects":          "prefix ends before",
+		"s3://bucket/objects/b":          "prefix ends before",
 		"s3://bucket?endpoint=ftp://x":   "endpoint",
 		"s3://bucket?endpoint=127.0.0.1": "endpoint",
 		"s3://bucket?endpoint=http://key:topsecret@host": "credentials",
