@@ -196,8 +196,10 @@ func TestEvict(t *testing.T) {
 	}
 	w.pushImage("f/quay.io/team/in", "v", "imported")
 	before := w.bytesOf()
+	said, dry := w.evict(registry.Selection{Images: []string{"f/quay.io/team/app:v"}}, true)
+	same(t, "dry run, as it is named here", said, "quay.io/team/app:v ")
 	v := registry.Selection{Images: []string{"quay.io/team/app:v", "quay.io/team/app:x"}}
-	said, dry := w.evict(v, true)
+	said, dry = w.evict(v, true)
 	same(t, "dry run", said, "quay.io/team/app:v ")
 	if dry.Evicted != 1 || len(dry.Absent) != 1 || w.bytesOf() != before {
 		t.Errorf("%+v; %d bytes, %d before", dry, w.bytesOf(), before)

@@ -36,13 +36,15 @@ func (r *Registry) Find(image string) (w Warmed, i namespace.Image, err error) {
 		return w, i, err
 	}
 	names := r.options.Namespaces
-	if r.names[i.Host] {
-		up, ok := names.Upstream(i.Repo)
-		if !ok {
-			return Warmed{Image: i.String(), Name: i.Repo, Repository: i.Repo, Tag: tagOf(i)}, i, nil
-		}
+	up, within := names.Upstream(i.Repo)
+	site, isSite := names.Site(i.Host)
+	switch {
+	// Without a host it is as trow ls prints it: Docker Hub has no such names.
+	case within && (r.names[i.Host] || strings.HasPrefix(image, namespace.Prefix)):
 		i.Name = up // f/docker.io/library/nginx of this registry is docker.io/library/nginx
-	} else if site, ok := names.Site(i.Host); ok {
+	case r.names[i.Host]:
+		return Warmed{Image: i.String(), Name: i.Repo, Repository: i.Repo, Tag: tagOf(i)}, i, nil
+	case isSite:
 		if i.Name, err = namespace.Parse(site, i.Repo); err != nil {
 			return w, i, err
 		}
