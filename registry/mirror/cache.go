@@ -63,12 +63,13 @@ type Cache struct {
 
 	mu       sync.Mutex // guards all below; not held while the store is called
 	items    map[digest.Digest]*list.Element
-	order    list.List         // of *item, the most recently used first
-	used     int64             // bytes of items that count
-	reserved int64             // bytes of downloads under way
-	looked   bool              // the first Look has begun
-	written  map[string][]byte // the records of last uses, as they are in the journal
-	evicted  int64             // bytes, since the start
+	order    list.List              // of *item, the most recently used first
+	used     int64                  // bytes of items that count
+	reserved int64                  // bytes of downloads under way
+	looked   bool                   // the first Look has begun
+	gone     map[digest.Digest]bool // what was evicted since the Look that is under way has begun; nil: there is none
+	written  map[string][]byte      // the records of last uses, as they are in the journal
+	evicted  int64                  // bytes, since the start
 }
 
 // item is a cached content.
@@ -199,21 +200,23 @@ func (c *Cache) Look(ctx context.Context) {
 	defer c.looking.Unlock()
 	c.mu.Lock()
 	first := !c.looked
-	c.looked = true
+	c.looked, c.gone = true, map[digest.Digest]bool{}
 	for e := c.order.Front(); e != nil; e = e.Next() {
 		e.Value.(*item).seen = false
 	}
 	c.mu.Unlock()
 	for content := range c.store.Cached(ctx) { // with mu held only for each content: reads need it
 		c.mu.Lock()
-		c.add(content.Digest, content.Size, !content.Pushed, !first).kept = content.Kept
+		// The list may be older than an eviction: with what that has removed, too much would count, and go.
+		if !c.gone[content.Digest] {
+			c.add(content.Digest, content.Size, !content.Pushed, !first).kept = content.Kept
+		}
 		c.mu.Unlock()
 	}
-	if ctx.Err() != nil { // the list may be incomplete, so nothing is taken for deleted
-		return
-	}
 	c.mu.Lock()
-	for e := c.order.Front(); e != nil; {
+	c.gone = nil
+	// If ctx is done, the list may be incomplete, so nothing is taken for deleted.
+	for e := c.order.Front(); e != nil && ctx.Err() == nil; {
 		next := e.Next()
 		if i := e.Value.(*item); !i.seen && i.readers == 0 {
 			c.remove(e)
@@ -221,7 +224,7 @@ func (c *Cache) Look(ctx context.Context) {
 		e = next
 	}
 	c.mu.Unlock()
-	if first || c.shared != nil { // what other replicas have used
+	if ctx.Err() == nil && (first || c.shared != nil) { // what other replicas have used
 		c.restore()
 	}
 }
@@ -257,6 +260,18 @@ func (c *Cache) remove(e *list.Element) {
 	delete(c.items, i.digest)
 }
 
+// goes is remove for an item that was evicted.
+func (c *Cache) goes(e *list.Element) {
+	i := e.Value.(*item)
+	if c.gone != nil {
+		c.gone[i.digest] = true
+	}
+	if i.counts {
+		c.evicted += i.size
+	}
+	c.remove(e)
+}
+
 // touch makes an item the most recently used one. The caller holds mu.
 func (c *Cache) touch(e *list.Element) {
 	e.Value.(*item).hour = hourOf(time.Now())
@@ -270,6 +285,7 @@ func (c *Cache) Added(d digest.Digest, size int64) {
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	delete(c.gone, d)
 	c.add(d, size, true, true) // whether it was pushed as well is found by the next Look
 }
 
@@ -427,8 +443,7 @@ func (c *Cache) evict(ctx context.Context, bytes int64) (freed bool, err error) 
 			c.remove(e)
 			freed = true
 		default:
-			c.evicted += e.Value.(*item).size
-			c.remove(e)
+			c.goes(e)
 			freed = true
 		}
 	}

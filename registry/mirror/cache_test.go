@@ -173,6 +173,41 @@ func TestTheOldestGoes(t *testing.T) {
 	}
 }
 
+// olderList is a shelf whose list of contents is of before something happens.
+type olderList struct {
+	*shelf
+	happens func()
+}
+
+func (s *olderList) Cached(ctx context.Context) iter.Seq[mirror.CachedContent] {
+	all := slices.Collect(s.shelf.Cached(ctx))
+	s.happens()
+	return slices.Values(all)
+}
+
+// TestWhatIsEvictedDuringALookIsGone: the list of the Look may still have it. If it counted, too much would be evicted.
+func TestWhatIsEvictedDuringALookIsGone(t *testing.T) {
+	s := &olderList{newShelf(), func() {}}
+	c := mirror.NewCache(100)
+	c.Attach(s)
+	for _, name := range []string{"a", "b", "c", "d", "e"} {
+		c.Added(s.put(name, 20), 20)
+	}
+	c.Look(t.Context())
+	s.happens = func() {
+		release, ok := c.Reserve(40)
+		if got := s.took(); !ok || !slices.Equal(got, names("a", "b")) {
+			t.Fatalf("%v, %v were evicted", ok, got)
+		}
+		c.Added(s.put("b", 20), 20) // it comes again
+		release()
+	}
+	c.Look(t.Context())
+	if got := c.Stats(); got.Used != 80 || got.Contents != 4 {
+		t.Errorf("%+v; want 80 bytes of 4 contents", got)
+	}
+}
+
 // TestALowerLimit is kept after the start, by one process and by the leader of several, and nothing that is read goes.
 func TestALowerLimit(t *testing.T) {
 	for _, n := range []int{1, 3} {

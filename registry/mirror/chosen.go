@@ -109,10 +109,7 @@ func (c *Cache) evictSome(ctx context.Context, all []digest.Digest,
 	}
 	for _, d := range gone {
 		if e := c.items[d]; e != nil {
-			if e.Value.(*item).counts {
-				c.evicted += e.Value.(*item).size
-			}
-			c.remove(e)
+			c.goes(e)
 		}
 	}
 	return spared, err
