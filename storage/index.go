@@ -7,8 +7,6 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
-
-	"golang.org/x/sync/semaphore"
 )
 
 // Index answers questions about what the repos hold, from memory, and is the one way to change it. Open it with
@@ -32,9 +30,9 @@ type Index struct {
 	ctx       context.Context // ends with Close
 	close     context.CancelFunc
 	done      sync.WaitGroup
-	refused   refusals            // because of a limit
-	stopped   chan struct{}       // closed when the committer has ended, so that no function runs any more
-	searching *semaphore.Weighted // see Holders
+	refused   refusals      // because of a limit
+	stopped   chan struct{} // closed when the committer has ended, so that no function runs any more
+	searching chan struct{} // holds who looks for holders; see Holders
 
 	// These two belong to the committer alone.
 	needLoads int  // how many full states must have been loaded before the next commit
@@ -94,7 +92,7 @@ func OpenIndex(ctx context.Context, j Journal, o IndexOptions) (*Index, error) {
 	x := &Index{journal: j, traits: j.Traits(), shared: j.Traits().Shared, options: o,
 		leases: newLeases(), queue: make(chan *change, maxGroup), state: newState(),
 		quotas: newQuotas(nil), changed: make(chan struct{}), stopped: make(chan struct{}),
-		searching: semaphore.NewWeighted(1)}
+		searching: make(chan struct{}, 1)}
 	o.Uploads.set(x)
 	// ctx bounds the loading alone; the Index lives until Close.
 	x.ctx, x.close = context.WithCancel(context.WithoutCancel(ctx))

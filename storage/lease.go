@@ -185,7 +185,7 @@ func (x *Index) giveUp(ctx context.Context, d digest.Digest) {
 				return nil
 			})
 		}
-		x.options.Uploads.drop(x, l)
+		x.options.Uploads.drop(l)
 	}
 }
 

@@ -175,25 +175,28 @@ func (x *Index) Referrers(ctx context.Context, repo string, d, after digest.Dige
 // few hold it, Holders looks at all repos, which can take a tenth of a second. So that clients cannot use up the CPU
 // that way, one call looks at a time, and the others return nothing.
 func (x *Index) Holders(d digest.Digest, n int) (names []string) {
-	if !x.searching.TryAcquire(1) {
+	select {
+	case x.searching <- struct{}{}:
+		return x.holders(d, n)
+	default:
 		return nil
 	}
-	defer x.searching.Release(1)
-	return x.holders(d, n)
 }
 
 // HoldersInTurn is Holders for those to whom a holder saves more than the time of a few looks: it waits until the
 // others have looked. Errors: that of the context.
 func (x *Index) HoldersInTurn(ctx context.Context, d digest.Digest, n int) ([]string, error) {
-	if err := x.searching.Acquire(ctx, 1); err != nil {
-		return nil, err
+	select {
+	case x.searching <- struct{}{}:
+		return x.holders(d, n), nil
+	case <-ctx.Done():
+		return nil, ctx.Err()
 	}
-	defer x.searching.Release(1)
-	return x.holders(d, n), nil
 }
 
-// holders looks for repos that hold d as a blob. The caller has searching.
+// holders looks for repos that hold d as a blob. The caller has sent to searching.
 func (x *Index) holders(d digest.Digest, n int) (names []string) {
+	defer func() { <-x.searching }()
 	k := []byte(keyOf(d))
 	x.mu.RLock()
 	defer x.mu.RUnlock()

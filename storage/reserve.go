@@ -138,30 +138,6 @@ func (u *Uploads) spend(r *openRepo, n int64) {
 	u.tell(r)
 }
 
-// tell wakes keepReservation if much more is reserved than needed. The caller holds both locks.
-func (u *Uploads) tell(r *openRepo) {
-	for _, i := range r.of {
-		if u.left(i)+u.spent[i] > 2*stepOf(u.index.quotas.all[i].Bytes) {
-			u.wake()
-		}
-	}
-}
-
-func (u *Uploads) wake() {
-	select {
-	case u.wasted <- struct{}{}:
-	default:
-	}
-}
-
-// noteWanted notes that a process found no room.
-func (u *Uploads) noteWanted() {
-	u.mu.Lock()
-	defer u.mu.Unlock()
-	u.wanted = true
-	u.wake()
-}
-
 // covers reports whether n bytes more of a repo fit into the reservation, and into the quotas if they bound them. The
 // caller holds both locks.
 func (u *Uploads) covers(r *openRepo, n int64, bounded bool) bool {
@@ -209,7 +185,7 @@ func (x *Index) want(ctx context.Context) error {
 // take that room before a fact has the bytes. If it fails, only that is possible, so errors are ignored.
 func (o *OpenUpload) reserveRecorded() {
 	due := false
-	o.lock(func() {
+	o.all.lock(func() {
 		r := o.all.repos[o.repo]
 		due = o.recorded > 0 && len(r.of) > 0 && o.all.index.reserves() && !o.all.covers(r, o.recorded, false)
 	})
@@ -232,7 +208,7 @@ func (o *OpenUpload) raise(ctx context.Context, n int64, bounded bool) (others i
 	u.changing.Lock()
 	defer u.changing.Unlock()
 	covered := false
-	o.lock(func() { covered = u.covers(u.repos[o.repo], n, bounded) })
+	o.all.lock(func() { covered = u.covers(u.repos[o.repo], n, bounded) })
 	if covered {
 		return 0, nil
 	}
@@ -282,14 +258,7 @@ func (u *Uploads) change(ctx context.Context, f func(*Tx, reservation) error) er
 	x := u.of()
 	var spent []int64
 	var of *quotas
-	locked := func(f func() error) error {
-		x.mu.RLock()
-		defer x.mu.RUnlock()
-		u.mu.Lock()
-		defer u.mu.Unlock()
-		return f()
-	}
-	err := x.Update(ctx, storeRepo, func(tx *Tx) error {
+	err := x.Update(ctx, storeRepo, func(tx *Tx) (err error) {
 		for i := range tx.growth.quotas.all { // before all is added up
 			tx.committedRecord(quotaRecord + tx.growth.quotas.all[i].Name)
 		}
@@ -299,14 +268,14 @@ func (u *Uploads) change(ctx context.Context, f func(*Tx, reservation) error) er
 		value := tx.record(record)
 		was, next := parseReservation(value), reservation{}
 		maps.Copy(next, was)
-		if err := locked(func() error {
+		u.lock(func() {
 			for i := range x.quotas.all {
 				next[x.quotas.all[i].Name] -= u.spent[i]
 			}
-			err := f(tx, next)
+			err = f(tx, next)
 			spent, of = append(spent[:0], u.spent...), x.quotas
-			return err
-		}); err != nil {
+		})
+		if err != nil {
 			return err
 		}
 		maps.DeleteFunc(next, func(_ string, n int64) bool { return n <= 0 })
@@ -320,14 +289,14 @@ func (u *Uploads) change(ctx context.Context, f func(*Tx, reservation) error) er
 	if err != nil {
 		return err
 	}
-	return locked(func() error {
+	u.lock(func() {
 		if of == x.quotas { // otherwise set has decided what is spent
 			for i := range spent {
 				u.spent[i] -= spent[i]
 			}
 		}
-		return nil
 	})
+	return nil
 }
 
 // moveReserved moves the records of all quotas of a reservation. Also for one that is lowered: its bytes may be in a
@@ -357,72 +326,4 @@ func (x *Index) ownName() string {
 	x.mu.RLock()
 	defer x.mu.RUnlock()
 	return x.name
-}
-
-// keepReservation gives back what is not used.
-func (x *Index) keepReservation() {
-	u := x.options.Uploads
-	every := time.NewTicker(giveAfter / 2)
-	defer every.Stop()
-	for {
-		select {
-		case <-u.wasted:
-		case <-every.C:
-		case <-x.ctx.Done():
-			return
-		}
-		// If this fails, the next one does it.
-		_ = u.giveBack(x.ctx)
-	}
-}
-
-// giveBack lowers the reservation to what is needed, and a step if uploads have grown of late and no other process
-// wants it. Errors: as Update.
-func (u *Uploads) giveBack(ctx context.Context) error {
-	u.changing.Lock()
-	defer u.changing.Unlock()
-	x := u.of()
-	x.mu.RLock()
-	u.mu.Lock()
-	all := u.wanted || time.Since(u.grew) >= giveAfter
-	u.wanted = false
-	_, due := u.needed(all)
-	due = due && x.name != ""
-	u.mu.Unlock()
-	x.mu.RUnlock()
-	if !due {
-		return nil
-	}
-	return u.change(ctx, func(_ *Tx, next reservation) error {
-		needed, _ := u.needed(all)
-		clear(next)
-		maps.Copy(next, needed)
-		for i := range x.quotas.all { // from now on uploads take no more than that
-			u.spent[i] += max(u.left(i)-(needed[x.quotas.all[i].Name]-u.own(i)), 0)
-		}
-		return nil
-	})
-}
-
-// needed returns what has to be reserved, all beside it being given back or a step kept; due reports that it is so much
-// less than what is that a commit is worth it. The caller holds both locks.
-func (u *Uploads) needed(all bool) (next reservation, due bool) {
-	x := u.index
-	mine := x.state.reserved[x.name]
-	next = reservation{}
-	for i := range x.quotas.all {
-		q := &x.quotas.all[i]
-		keep := min(max(u.left(i), 0), stepOf(q.Bytes))
-		if all {
-			keep = 0
-		}
-		next[q.Name] = min(u.own(i)+keep, mine[q.Name])
-		more := mine[q.Name] - next[q.Name]
-		due = due || more > stepOf(q.Bytes) || all && more > 0
-	}
-	for name := range mine {
-		_, known := next[name]
-		due = due || !known // the quota is gone
-	}
-	return next, due
 }

@@ -77,7 +77,7 @@ func (u *Uploads) Begin(repo string, size int64) *OpenUpload {
 		return nil
 	}
 	o := &OpenUpload{all: u, repo: repo}
-	o.lock(func() {
+	o.all.lock(func() {
 		r := u.repos[repo]
 		if r == nil {
 			r = &openRepo{of: u.match(repo)}
@@ -100,13 +100,13 @@ func (o *OpenUpload) In(repo string) *OpenUpload {
 }
 
 // lock calls f with both locks held: what is used and what is open belong together.
-func (o *OpenUpload) lock(f func()) {
-	if x := o.all.of(); x != nil {
+func (u *Uploads) lock(f func()) {
+	if x := u.of(); x != nil {
 		x.mu.RLock()
 		defer x.mu.RUnlock()
 	}
-	o.all.mu.Lock()
-	defer o.all.mu.Unlock()
+	u.mu.Lock()
+	defer u.mu.Unlock()
 	f()
 }
 
@@ -133,7 +133,7 @@ func (o *OpenUpload) Grow(n int64, bounded bool) (err error) {
 	}
 	for {
 		covered := true
-		o.lock(func() {
+		o.all.lock(func() {
 			u, r := o.all, o.all.repos[o.repo]
 			if len(r.of) > 0 && u.index.reserves() {
 				if covered = u.covers(r, n, bounded); covered {
@@ -177,7 +177,7 @@ func (o *OpenUpload) Recorded(n int64) {
 	if o == nil || o.ended {
 		return
 	}
-	o.lock(func() { o.record(n) })
+	o.all.lock(func() { o.record(n) })
 }
 
 // record is Recorded with both locks held.
@@ -197,7 +197,7 @@ func (o *OpenUpload) record(n int64) {
 // Shrink counts bytes down that were not written.
 func (o *OpenUpload) Shrink(n int64) {
 	if o != nil && n > 0 {
-		o.lock(func() { o.add(-n) })
+		o.all.lock(func() { o.add(-n) })
 	}
 }
 
@@ -220,7 +220,7 @@ func (o *OpenUpload) End() {
 		return
 	}
 	o.ended = true
-	o.lock(func() {
+	o.all.lock(func() {
 		o.record(0)
 		o.add(-o.bytes)
 		o.all.spend(o.all.repos[o.repo], 0)
@@ -245,7 +245,7 @@ func (o *OpenUpload) Commit(d digest.Digest) {
 	}
 	o.reserveRecorded()
 	o.ended = true
-	o.lock(func() {
+	o.all.lock(func() {
 		o.record(0)
 		k := linkKey{o.repo, keyOf(d)}
 		if _, twice := o.all.committed[k]; twice { // the same file has both
@@ -309,13 +309,7 @@ func (u *Uploads) abandoned(k key) (all []linkKey) {
 }
 
 // drop is countDown without a lock held.
-func (u *Uploads) drop(x *Index, l linkKey) {
-	x.mu.RLock()
-	defer x.mu.RUnlock()
-	u.mu.Lock()
-	defer u.mu.Unlock()
-	u.countDown(l)
-}
+func (u *Uploads) drop(l linkKey) { u.lock(func() { u.countDown(l) }) }
 
 // counted reports whether a quota counts a repo.
 func (x *Index) counted(repo string) bool {
