@@ -200,8 +200,11 @@ func fail(rw http.ResponseWriter, uid string, err error) {
 	failure, ok := errors.AsType[*httpError](err)
 	switch {
 	case ok:
-	case errors.Is(err, storage.ErrUnavailable): // it is not sure that the image is not here
-		failure = &httpError{http.StatusServiceUnavailable, "the registry's storage does not answer; retry in a moment"}
+	// It is not sure that the image is not here. It is no 503: of that, the API server shows a text of its own, and
+	// with Retry-After it asks until its timeout is over.
+	case errors.Is(err, storage.ErrUnavailable):
+		failure = &httpError{http.StatusInternalServerError,
+			"the registry cannot decide right now, because its storage does not answer; retry in a moment"}
 	default:
 		failure = &httpError{http.StatusInternalServerError, "the registry cannot decide right now; see its log"}
 	}

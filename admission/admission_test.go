@@ -466,14 +466,15 @@ func TestAnErrorOfTheRegistryIsAFailedCallAndNotADenial(t *testing.T) {
 	}
 }
 
-// TestAMissThatCannotBeConfirmedIsAskedAgain: the API server sends a review again after an answer with Retry-After.
-func TestAMissThatCannotBeConfirmedIsAskedAgain(t *testing.T) {
+// TestAMissThatCannotBeConfirmedSaysWhy in a way that the API server passes on: the text of a 503 it does not.
+func TestAMissThatCannotBeConfirmedSaysWhy(t *testing.T) {
 	reg := newRegistry(t, held)
 	reg.resolve = func(string, string) error { return fmt.Errorf("journal: %w", storage.ErrUnavailable) }
 	w := newHook(admission.Options{Images: reg, Policy: newPolicy(t, admission.PolicyOptions{}),
 		Observe: func(context.Context, admission.Decision) {}})
 	rec := post(w, strings.NewReader(reviewOf(t, "", "Pod", podOf(host+"/app:1"), nil)))
-	if rec.Code != http.StatusServiceUnavailable || rec.Header().Get("Retry-After") != "1" ||
+	if rec.Code != http.StatusInternalServerError || rec.Header().Get("Retry-After") != "" ||
+		!strings.Contains(rec.Body.String(), "cannot decide right now, because its storage does not answer") ||
 		!strings.Contains(rec.Body.String(), "u-1") || strings.Contains(rec.Body.String(), "journal") {
 		t.Errorf("status %d, %v: %s", rec.Code, rec.Header(), rec.Body)
 	}
