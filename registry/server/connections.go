@@ -217,11 +217,11 @@ func (c *connections) warn() {
 
 // changed is http.Server.ConnState.
 func (c *connections) changed(conn net.Conn, state http.ConnState) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
 	if counted := under(conn); counted != nil && state == http.StateIdle {
 		counted.wire.next() // before the next request is read, in the goroutine that reads it
 	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
 	p := c.all[conn]
 	if p == nil {
 		return // it was evicted, or never had a place
