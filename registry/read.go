@@ -232,10 +232,12 @@ func (r *Registry) tags(ctx context.Context, repo, after string, n int, held boo
 		}
 		found = found || there != nil
 		// Both are sorted, so the first n of both together are among the first n of each.
-		tags = append(tags, there[from:min(len(there), from+n)]...)
-		slices.Sort(tags)
-		tags = slices.Compact(tags)
-		tags = tags[:min(len(tags), n)]
+		if more := there[from:min(len(there), from+n)]; len(more) > 0 {
+			tags = append(tags, more...)
+			slices.Sort(tags)
+			tags = slices.Compact(tags)
+			tags = tags[:min(len(tags), n)]
+		}
 	}
 	if !found {
 		return nil, nil, nameUnknown(repo)
