@@ -86,7 +86,7 @@ func Open(ctx context.Context, o Options) (*Blobs, error) {
 		return nil, fmt.Errorf("S3: %w", err)
 	}
 	c := &client{core: core, bucket: o.Bucket, prefix: o.Prefix, endpoint: core.EndpointURL().Host,
-		encrypted: o.encryption()}
+		encrypted: o.encryption(), patience: o.Timeout}
 	if c.prefix != "" {
 		c.prefix += "/"
 	}

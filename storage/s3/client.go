@@ -26,6 +26,7 @@ type client struct {
 	core                     *minio.Core
 	bucket, prefix, endpoint string
 	encrypted                encrypt.ServerSide
+	patience                 time.Duration // how long the service may be silent within a request
 	circuit                  circuit
 }
 
@@ -123,7 +124,7 @@ func (c *circuit) leave(begin time.Time, down bool, err error) {
 				go c.warn(c.failed, err) // it may log, and the lock is held
 			}
 		}
-	case !cancelled(err): // an answer, whatever it says; a request that was given up says nothing
+	case !cancelled(err) && !errors.Is(err, errWorking): // an answer, whatever it says; others say nothing
 		c.failed, c.last, c.broken, c.answered = 0, nil, false, time.Now()
 	}
 }
@@ -280,18 +281,38 @@ func (c *client) putPart(ctx context.Context, key, id string, number int, data [
 }
 
 // complete makes the object of its parts. If the answer was lost, a second attempt may be answered in any way, so the
-// object is what counts.
+// object is what counts: versitygw answers it as if the object were there while it still works on the first one.
 func (c *client) complete(ctx context.Context, key, id, upload string, parts []part) error {
 	named, size := make([]minio.CompletePart, len(parts)), int64(0)
 	for i, p := range parts {
 		named[i] = minio.CompletePart{PartNumber: p.number, ETag: p.etag}
 		size += p.size
 	}
+	tries := 0
 	err := c.do(ctx, "complete "+key, func(ctx context.Context) error {
+		tries++
 		_, err := c.core.CompleteMultipartUpload(ctx, c.bucket, key, id, named, minio.PutObjectOptions{})
+		if silent(err) {
+			return fmt.Errorf("%w: no answer for %v", errWorking, c.patience)
+		}
 		return err
 	})
+	if err == nil && tries > 1 {
+		return c.awaitMade(ctx, key, upload, size)
+	}
 	return c.unlessMade(ctx, err, key, upload, size)
+}
+
+// awaitMade waits until the object exists that an earlier request makes. Error: ErrUnavailable after the time that the
+// service may be silent within a request.
+func (c *client) awaitMade(ctx context.Context, key, upload string, size int64) error {
+	missing := fmt.Errorf("%w: the service says that %s is complete, and does not have it", errLater, key)
+	for end := time.Now().Add(c.patience); ; {
+		err := c.unlessMade(ctx, missing, key, upload, size)
+		if err == nil || time.Now().After(end) || sleep(ctx, pause(attempts)) != nil {
+			return c.error("complete "+key, err)
+		}
+	}
 }
 
 // abort drops a multipart upload. It is no error if it does not exist.

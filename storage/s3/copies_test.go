@@ -88,7 +88,7 @@ func TestACopyOfADeadProcessIsSwept(t *testing.T) {
 	b := open(t, options(f, r))
 	f.mu.Lock()
 	for id, began := range map[string]time.Duration{"old": 25 * time.Hour, "new": time.Hour} {
-		f.uploads[id] = &multipart{"team/trow/facts/20261128T204416Z-7", "", time.Now().Add(-began), map[int]*object{}}
+		f.uploads[id] = &multipart{key: "team/trow/facts/20261128T204416Z-7", began: time.Now().Add(-began)}
 	}
 	f.mu.Unlock()
 	if _, err := b.Expire(t.Context(), time.Now()); err != nil {

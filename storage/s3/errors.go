@@ -21,6 +21,8 @@ var (
 	// errLater is part of the errors of requests that may succeed later: the service is down, or wants to be asked
 	// less.
 	errLater = storage.ErrUnavailable
+	// errWorking: the service has not answered a request that it may work on for long. It need not be down.
+	errWorking = fmt.Errorf("%w: it may still make the object of its parts", errLater)
 	// errShort: an object does not have the bytes that it had.
 	errShort = errors.New("the object is shorter than it was")
 )
@@ -67,6 +69,7 @@ var classes = map[string]class{
 	"InvalidToken":                   {remedy: checkAccess},
 	"RequestTimeTooSkewed":           {remedy: "set the clock of this machine"},
 	"InvalidObjectState":             {remedy: "a lifecycle rule has moved the object to an archive: remove that rule"},
+	"InternalError":                  {remedy: "the log of the service says more"},
 	"QuotaExceeded":                  {err: storage.ErrFull},
 	"XMinioStorageFull":              {err: storage.ErrFull},
 	"XMinioAdminBucketQuotaExceeded": {err: storage.ErrFull},
@@ -105,7 +108,7 @@ func (c *client) error(op string, err error) error {
 		if !ok {
 			known, ok = statuses[answer.StatusCode]
 		}
-		if !ok && answer.StatusCode >= 500 && answer.StatusCode != http.StatusNotImplemented {
+		if known.err == nil && answer.StatusCode >= 500 && answer.StatusCode != http.StatusNotImplemented {
 			known.err = errLater // it was asked several times
 		}
 		e.Remedy = known.remedy
@@ -153,6 +156,8 @@ func passing(ctx context.Context, err error) (again, down bool) {
 		return false, true
 	case err == nil, ctx.Err() != nil, errors.Is(err, storage.ErrNotFound):
 		return false, false
+	case errors.Is(err, errWorking):
+		return true, false
 	case !errors.As(err, &answer):
 		return true, true // no answer, or a torn one
 	case answer.StatusCode == http.StatusTooManyRequests, classes[answer.Code].err == errLater:

@@ -50,6 +50,7 @@ type multipart struct {
 	key, meta string
 	began     time.Time
 	parts     map[int]*object
+	working   bool // a request to complete it is held
 }
 
 // fault is what happens to a request.
@@ -156,7 +157,9 @@ func (f *fake) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		what = hook(op, r)
 	}
 	if what.hold != nil {
+		f.work(r, true)
 		<-what.hold
+		f.work(r, false)
 	}
 	a := answer{status: what.status, code: what.code}
 	switch {
@@ -170,6 +173,15 @@ func (f *fake) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		panic(http.ErrAbortHandler)
 	}
 	f.send(w, r, a, what.torn)
+}
+
+// work notes that a request to complete a multipart upload has begun, or has ended.
+func (f *fake) work(r *http.Request, begun bool) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if u := f.uploads[r.URL.Query().Get("uploadId")]; u != nil && r.Method == http.MethodPost {
+		u.working = begun
+	}
 }
 
 type answer struct {
@@ -331,7 +343,8 @@ func (f *fake) multipart(op, key string, r *http.Request, body *object) answer {
 	if op == "CreateMultipartUpload" {
 		f.nextID++
 		id := fmt.Sprint("upload-", f.nextID)
-		f.uploads[id] = &multipart{key, r.Header.Get("X-Amz-Meta-Trow-Upload"), time.Now(), map[int]*object{}}
+		f.uploads[id] = &multipart{key: key, meta: r.Header.Get("X-Amz-Meta-Trow-Upload"), began: time.Now(),
+			parts: map[int]*object{}}
 		return answer{status: 200, xml: struct {
 			XMLName               xml.Name `xml:"InitiateMultipartUploadResult"`
 			Bucket, Key, UploadId string
@@ -398,8 +411,10 @@ func (f *fake) complete(id string, u *multipart, body *object) answer {
 		}
 	}
 	whole.etag = fmt.Sprintf("%s-%d", strings.Repeat("0", 32), len(asked.Part))
-	f.objects[u.key] = whole
-	delete(f.uploads, id)
+	if !u.working { // versitygw answers as if the request that it works on had succeeded
+		f.objects[u.key] = whole
+		delete(f.uploads, id)
+	}
 	return answer{status: 200, xml: struct {
 		XMLName           xml.Name `xml:"CompleteMultipartUploadResult"`
 		Bucket, Key, ETag string

@@ -239,6 +239,48 @@ func TestASessionThatIsBeingCompletedIsNotTakenOver(t *testing.T) {
 	wantBlob(t, y, data)
 }
 
+// TestAnObjectIsAwaitedThatTheServiceStillMakes: that may take longer than a request may, and the next request is
+// answered as if the object were there.
+func TestAnObjectIsAwaitedThatTheServiceStillMakes(t *testing.T) {
+	for name, fails := range map[string]fault{"made": {}, "fails": {status: 500, code: "InternalError"}} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			f, r := newFake(t), storagetest.NewRecords()
+			o := options(f, r)
+			o.Timeout = 400 * time.Millisecond
+			x := storagetest.PlacedBlobs{Placed: open(t, o), Records: r}
+			data := storagetest.Random(12*mib, 1)
+			u := must(x.CreateAs(t.Context(), "a", id, digest.SHA256))(t)
+			write(t, u, data)
+			working, asked := make(chan struct{}), 0
+			end := sync.OnceFunc(func() { close(working) })
+			f.on(func(op string, _ *http.Request) fault {
+				if op != "CompleteMultipartUpload" {
+					return fault{}
+				}
+				if asked++; asked > 1 {
+					time.AfterFunc(100*time.Millisecond, end)
+					return fault{}
+				}
+				what := fails
+				what.hold = working
+				return what
+			})
+			err := u.Commit(t.Context(), digest.FromBytes(data))
+			end()
+			switch {
+			case asked != 2:
+				t.Errorf("%d requests to complete the object, want 2", asked)
+			case fails.status == 0:
+				wantNil(t, "Commit", err)
+				wantBlob(t, x, data)
+			case !errors.Is(err, storage.ErrUnavailable) || !strings.Contains(err.Error(), "does not have it"):
+				t.Errorf("Commit: %v", err)
+			}
+		})
+	}
+}
+
 // TestALateRemoveHurtsNothing: the collector is stopped within its request, and the content is pushed again meanwhile.
 func TestALateRemoveHurtsNothing(t *testing.T) {
 	f, r := newFake(t), storagetest.NewRecords()
@@ -356,7 +398,7 @@ func TestErrors(t *testing.T) {
 		"QuotaExceeded":      {403, storage.ErrFull, "", false},
 		"Unheard":            {507, storage.ErrFull, "", false},
 		"SlowDown":           {503, storage.ErrUnavailable, "", false},
-		"InternalError":      {500, storage.ErrUnavailable, "", false},
+		"InternalError":      {500, storage.ErrUnavailable, "the log of the service", false},
 		"InvalidObjectState": {403, nil, "archive", true},
 	} {
 		t.Run(code, func(t *testing.T) {
@@ -367,7 +409,8 @@ func TestErrors(t *testing.T) {
 			f.on(func(string, *http.Request) fault { return fault{status: tt.status, code: code} })
 			_, read := storagetest.Read(t.Context(), b, digest.FromString("x"))
 			errs := []error{read}
-			if tt.status != 403 || tt.text == "check the credentials" { // the answer to a HEAD has no code
+			// The answer to a HEAD has no code, so some codes are known of a GET alone.
+			if tt.status != 403 && code != "InternalError" || tt.text == "check the credentials" {
 				_, stat := b.Stat(t.Context(), digest.FromString("x"))
 				errs = append(errs, stat)
 			}
