@@ -1758,7 +1758,7 @@ var folderRules = []folderRule{
 	{
 		"manifests",
 		[]string{"registry", "admission", "tls"},
-		[]string{"registry/address", "registry/namespace", "registry/ocierror"},
+		[]string{"registry/address", "registry/namespace", "registry/ocierror", "registry/socket"},
 		"a node runs without a registry",
 	},
 	{"storage", []string{"registry", "admission", "tls", "manifests"}, nil, "storage is below everything"},
@@ -1787,6 +1787,7 @@ var onlyFrom = map[string][]string{
 	"registry/glob":     {},
 	"registry/bounded":  {},
 	"registry/size":     {},
+	"registry/socket":   {}, // a leaf: server and node bound their connections alike
 	"registry/platform": {}, // a leaf: webhook and cache compare platforms alike
 
 	"registry/namespace": {"registry/address", "registry/settings"},

@@ -10,10 +10,35 @@ import (
 	"os"
 	"strings"
 	"time"
+
+	"trow/registry/socket"
 )
 
 // chunk is how many bytes a pipe moves before it renews its deadlines: few, compared with the idle time.
 const chunk = 1 << 20
+
+const (
+	// unsent is how many bytes that may not be sent yet the kernel keeps for one connection, and unsentOfFew as long as
+	// few have a slot.
+	unsent      = 32 << 10
+	unsentOfFew = 1 << 20
+	// unread is how many bytes that are not read yet it keeps, twice.
+	unread = 32 << 10
+)
+
+// boundBuffers bounds what the kernel keeps of a connection of which one end does not read: for 512 of them 2 GiB,
+// which count as memory of a container with 128 MiB.
+func boundBuffers(c net.Conn, few bool) {
+	if k, ok := c.(*conn); ok {
+		c = k.Conn
+	}
+	if few {
+		socket.BoundUnsent(c, unsentOfFew)
+		return
+	}
+	socket.BoundUnsent(c, unsent)
+	socket.BoundUnread(c, unread)
+}
 
 // maxDials is how often an address of the registry is dialed for one connection: of three replicas one may be dead, and
 // with four attempts one connection in 81 meets it each time.

@@ -7,6 +7,8 @@ import (
 	"net"
 	"sync"
 	"time"
+
+	"trow/registry/socket"
 )
 
 const (
@@ -90,14 +92,14 @@ func (d *drains) read(ctx context.Context, c net.Conn) {
 // delivered waits until the client's machine has acknowledged everything that was sent, or has acknowledged nothing for
 // the time stalled, or ctx is done.
 func delivered(ctx context.Context, c net.Conn) {
-	left, moved := unacknowledged(c), time.Now()
+	left, moved := socket.Unacknowledged(c), time.Now()
 	for left > 0 && time.Since(moved) < stalled {
 		select {
 		case <-ctx.Done():
 			return
 		case <-time.After(beat):
 		}
-		if now := unacknowledged(c); now != left {
+		if now := socket.Unacknowledged(c); now != left {
 			left, moved = now, time.Now()
 		}
 	}

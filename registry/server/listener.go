@@ -9,6 +9,7 @@ import (
 	"sync/atomic"
 
 	"trow/registry/ocierror"
+	"trow/registry/socket"
 )
 
 // listener makes conns of the connections that it accepts. If the server speaks TLS, a client that speaks plain HTTP is
@@ -28,11 +29,13 @@ func (l listener) Accept() (net.Conn, error) {
 		return nil, err
 	}
 	open := l.open.Add(1)
-	boundUnsent(c, open)
 	k := &conn{Conn: c, checked: !l.tls, clear: !l.tls, local: l.local, drains: l.drains, open: l.open,
 		narrow: open > fewConns}
 	if k.narrow {
-		boundUnread(c)
+		socket.BoundUnsent(c, unsent)
+		socket.BoundUnread(c, unread)
+	} else {
+		socket.BoundUnsent(c, unsentOfFew)
 	}
 	return k, nil
 }

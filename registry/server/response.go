@@ -13,6 +13,8 @@ import (
 	"time"
 
 	"golang.org/x/sync/semaphore"
+
+	"trow/registry/socket"
 )
 
 const (
@@ -210,8 +212,8 @@ func (w *response) sendable(src *io.LimitedReader) bool {
 func (w *response) send(src *io.LimitedReader) (total int64, err error) {
 	w.armed = time.Time{} // the deadline below replaces the one that arm has set
 	if w.conn != nil {
-		cork(w.conn.Conn, true)
-		defer cork(w.conn.Conn, false)
+		socket.Cork(w.conn.Conn, true)
+		defer socket.Cork(w.conn.Conn, false)
 	}
 	for stalls := 0; src.N > 0; {
 		w.set(w.stall / 2)

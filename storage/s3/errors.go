@@ -106,7 +106,7 @@ func (c *client) error(op string, err error) error {
 		e.Code = answer.Code
 		known, ok := classes[answer.Code]
 		if !ok {
-			known, ok = statuses[answer.StatusCode]
+			known = statuses[answer.StatusCode]
 		}
 		if known.err == nil && answer.StatusCode >= 500 && answer.StatusCode != http.StatusNotImplemented {
 			known.err = errLater // it was asked several times

@@ -23,27 +23,39 @@ func TestTheKernelKeepsLittleForAClientThatDoesNotRead(t *testing.T) {
 }
 
 // taken returns how many bytes a connection takes whose client does not read.
-func taken(t *testing.T, open *atomic.Int64) (total int64) {
+func taken(t *testing.T, open *atomic.Int64) int64 {
+	t.Helper()
+	client, c := connected(t, open)
+	if err := client.SetReadBuffer(4 << 10); err != nil {
+		t.Fatal(err)
+	}
+	defer c.abort()
+	return fill(c, make([]byte, 64<<10))
+}
+
+// connected returns both ends of a connection of a listener with so many open ones.
+func connected(t *testing.T, open *atomic.Int64) (*net.TCPConn, *conn) {
 	t.Helper()
 	inner, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer inner.Close()
-	client, err := (&net.Dialer{}).Dial("tcp", inner.Addr().String())
+	client, err := net.Dial("tcp", inner.Addr().String())
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer client.Close()
-	if err := client.(*net.TCPConn).SetReadBuffer(4 << 10); err != nil {
-		t.Fatal(err)
-	}
+	t.Cleanup(func() { _ = client.Close() })
 	c, err := listener{Listener: inner, open: open}.Accept()
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer c.(*conn).abort()
-	step := make([]byte, 64<<10)
+	return client.(*net.TCPConn), c.(*conn)
+}
+
+// fill writes until nothing more is taken, and returns how many bytes were.
+func fill(c net.Conn, step []byte) (total int64) {
+	var err error
 	for err == nil && total < 64<<20 {
 		if err = c.SetWriteDeadline(time.Now().Add(300 * time.Millisecond)); err == nil {
 			var n int
@@ -67,39 +79,17 @@ func TestTheKernelKeepsLittleOfWhatIsNotRead(t *testing.T) {
 }
 
 // given returns how many bytes the kernel takes from a client on a connection from which nothing is read.
-func given(t *testing.T, others int64, body bool) (total int64) {
+func given(t *testing.T, others int64, body bool) int64 {
 	t.Helper()
-	inner, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer inner.Close()
-	client, err := (&net.Dialer{}).Dial("tcp", inner.Addr().String())
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer client.Close()
-	if err := client.(*net.TCPConn).SetWriteBuffer(4 << 10); err != nil {
-		t.Fatal(err)
-	}
 	var open atomic.Int64
 	open.Store(others)
-	accepted, err := listener{Listener: inner, open: &open}.Accept()
-	if err != nil {
+	client, c := connected(t, &open)
+	if err := client.SetWriteBuffer(4 << 10); err != nil {
 		t.Fatal(err)
 	}
-	c := accepted.(*conn)
 	defer c.abort()
 	if body {
 		c.widen()
 	}
-	step := make([]byte, 1<<10)
-	for err == nil && total < 64<<20 {
-		if err = client.SetWriteDeadline(time.Now().Add(300 * time.Millisecond)); err == nil {
-			var n int
-			n, err = client.Write(step)
-			total += int64(n)
-		}
-	}
-	return total
+	return fill(client, make([]byte, 1<<10))
 }
