@@ -129,6 +129,9 @@ func (m *migration) sent(d digest.Digest, n int64) {
 	delete(m.lost, d)
 	m.done.Copied++
 	m.done.Sent += n
+	// What is pushed meanwhile was not counted at the beginning.
+	m.done.Contents = max(m.done.Contents, m.done.There+m.done.Copied)
+	m.done.Bytes = max(m.done.Bytes, m.done.Sent)
 }
 
 func (m *migration) lose(d digest.Digest, reason string) {

@@ -79,7 +79,7 @@ const (
 // Progress is what has been done so far, or, at the end, in all.
 type Progress struct {
 	Stage    Stage         `json:"stage"`
-	Contents int           `json:"contents"` // at the source, when the migration began or went on
+	Contents int           `json:"contents"` // at the source: when the migration began or went on, and pushed since
 	Bytes    int64         `json:"bytes"`    // of these
 	There    int           `json:"there"`    // of these, at the target before: of an earlier run
 	Copied   int           `json:"copied"`   // contents

@@ -248,6 +248,9 @@ func moveInUse(t *testing.T, from, to *place, budget, processes int, seed uint64
 		t.Errorf("%+v, %v", done, err)
 		sides[0].Index.Close() // the clients end
 	}
+	if done.There+done.Copied > done.Contents || done.Sent > done.Bytes {
+		t.Errorf("more was copied than there is: %+v", done)
+	}
 	clients.Wait()
 	wantEqual(t, from, to)
 	if err := pushImage(t.Context(), to.open(t, false), "team/new", "v1", 1000); err != nil {
