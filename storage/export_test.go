@@ -299,3 +299,6 @@ func PutRecord(tx *Tx, name string, value []byte) error {
 
 // ReservedRecord begins the names of the records of reservations.
 const ReservedRecord = reservedRecord
+
+// GiveBack gives back what is reserved and not needed, as a process does now and then.
+func (u *Uploads) GiveBack(ctx context.Context) error { return u.giveBack(ctx) }

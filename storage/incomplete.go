@@ -35,8 +35,7 @@ func (x *Index) IncompleteChild(repo string, m Descriptor) bool {
 	left := maxParts
 	refs, _ := x.state.follow(x.state.entries.At(i), &left)
 	return slices.ContainsFunc(refs, func(ref slab.ID) bool {
-		e := x.state.entries.At(ref)
-		return left > 0 && e.present() && e.manifest != 0 && x.state.incomplete(ref, &left)
+		return left > 0 && x.state.entries.At(ref).manifest != 0 && x.state.incomplete(ref, &left)
 	})
 }
 

@@ -37,6 +37,40 @@ func holdParts(tb testing.TB, parts int) (*storage.Index, storage.Descriptor) {
 	return x, d
 }
 
+// TestIncompleteChildLooksAtSoManyParts: at most 10,000, whichever of the manifests they are in.
+func TestIncompleteChildLooksAtSoManyParts(t *testing.T) {
+	x := storagetest.OpenIndex(t, memory.NewJournal())
+	put := func(name string, refs ...digest.Digest) storage.Descriptor {
+		m := storage.Manifest{Digest: digest.FromString(name), MediaType: "application/a", Refs: refs}
+		storagetest.Update(t, x, "r", func(tx *storage.Tx) error { return tx.PutManifest(m) })
+		at, ok, err := x.Resolve(t.Context(), "r", m.Digest.String())
+		if !ok || err != nil {
+			t.Fatal(ok, err)
+		}
+		return at
+	}
+	var blobs []digest.Digest
+	for i := range 6000 {
+		blobs = append(blobs, digestOf("blob", i))
+	}
+	storagetest.Update(t, x, "r", func(tx *storage.Tx) error {
+		for _, d := range blobs {
+			tx.Link(d, 1)
+		}
+		return nil
+	})
+	put("a", blobs...)
+	put("b", blobs...)
+	put("broken", digest.FromString("gone"))
+	a, b, broken := digest.FromString("a"), digest.FromString("b"), digest.FromString("broken")
+	if !x.IncompleteChild("r", put("one", a, broken)) {
+		t.Error("the last manifest of two is not looked at")
+	}
+	if x.IncompleteChild("r", put("two", a, b, broken)) {
+		t.Error("more than 10,000 parts are looked at")
+	}
+}
+
 // TestIncomplete: a part that is missing makes its manifest incomplete, and each index of it.
 func TestIncomplete(t *testing.T) {
 	x := storagetest.OpenIndex(t, memory.NewJournal())
@@ -54,6 +88,7 @@ func TestIncomplete(t *testing.T) {
 		{"broken 512", digest.SHA512, []digest.Digest{gone, blob}},
 		{"index", digest.SHA256, []digest.Digest{digest.FromString("whole"), digest.FromString("empty")}},
 		{"broken index", digest.SHA256, []digest.Digest{digest.FromString("whole"), digest.FromString("broken")}},
+		{"broken index of nothing else", digest.SHA256, []digest.Digest{digest.FromString("whole"), gone}},
 		{"index of an index", digest.SHA256, []digest.Digest{blob, digest.FromString("broken index")}},
 	} {
 		all[m.name] = storage.Manifest{Digest: m.alg.FromString(m.name), MediaType: "application/a", Refs: m.refs}
@@ -81,7 +116,7 @@ func TestIncomplete(t *testing.T) {
 			t.Errorf("%s: at most no part: %v", name, got)
 		}
 		var want []digest.Digest // parts of its own
-		if name == "broken" || name == "broken 512" {
+		if name == "broken" || name == "broken 512" || name == "broken index of nothing else" {
 			want = []digest.Digest{gone}
 		}
 		if got := x.Absent("r", at, 2); !slices.Equal(got, want) {

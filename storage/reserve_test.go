@@ -2,6 +2,7 @@ package storage_test
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"math/rand/v2"
@@ -52,6 +53,21 @@ func (r *receiver) begin(i int) *storage.OpenUpload {
 func (r *receiver) reserved() (n int) {
 	for range r.Records(storage.ReservedRecord) {
 		n++
+	}
+	return n
+}
+
+// amount returns how much one reserves, in bytes.
+func (r *receiver) amount(t *testing.T) (n int64) {
+	t.Helper()
+	var all map[string]int64
+	for name, value := range r.Records(storage.ReservedRecord + r.name) {
+		if err := json.Unmarshal(value, &all); err != nil {
+			t.Fatal(name, err)
+		}
+	}
+	for _, bytes := range all {
+		n += bytes
 	}
 	return n
 }
@@ -188,6 +204,103 @@ func TestAReservationIsGivenBack(t *testing.T) {
 			t.Errorf("%d reservations without uploads", n)
 		}
 	})
+}
+
+// TestHowMuchOfAReservationIsGivenBack: what is left beyond a step, at once, if that is more than a step; all that is
+// left, once no upload has grown for 10 seconds. A step of 100 MiB is a sixteenth.
+func TestHowMuchOfAReservationIsGivenBack(t *testing.T) {
+	const step = 100 * mib / 16
+	for name, row := range map[string]struct {
+		shrink, recorded int64
+		want             int64 // of the reservation of 60 MiB and a step: at once, and
+		after            int64 // when 6 seconds have passed
+	}{
+		"nothing":           {0, 0, 60*mib + step, 60*mib + step},
+		"a step":            {step, 0, 60*mib + step, 60*mib + step},
+		"more than that":    {step + 1, 0, 60*mib - 1, 60*mib - 1},
+		"much":              {40 * mib, 0, 20*mib + step, 20*mib + step},
+		"a little recorded": {0, 4 * mib, 60*mib + step, 60*mib + step},
+		"much recorded":     {0, 7 * mib, 53*mib + step, 53*mib + step},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				r := receivers(t, sharedJournal(), 1, 100*mib)[0]
+				synctest.Wait() // it has loaded the Journal
+				u := r.begin(0)
+				grow(t, u, 60*mib, false)
+				if row.recorded > 0 {
+					u.Recorded(row.recorded)
+				}
+				u.Shrink(row.shrink)
+				for i, want := range []int64{row.want, row.after, 60*mib - row.shrink - row.recorded} {
+					synctest.Wait()
+					if got := r.amount(t); got != want {
+						t.Errorf("after %d s, %d bytes are reserved, want %d", []int{0, 6, 11}[i], got, want)
+					}
+					time.Sleep([]time.Duration{6, 5, 0}[i] * time.Second)
+				}
+			})
+		})
+	}
+	synctest.Test(t, func(t *testing.T) { // an upload that ends
+		r := receivers(t, sharedJournal(), 1, 100*mib)[0]
+		synctest.Wait()
+		u := r.begin(0)
+		grow(t, u, mib, false)
+		u.End()
+		for i, want := range []int64{mib + step, mib + step, mib + step, 0} {
+			if got := r.amount(t); got != want {
+				t.Errorf("after %v, %d bytes are reserved, want %d", []int{0, 4, 9, 11}[i], got, want)
+			}
+			time.Sleep([]time.Duration{4, 5, 2, 0}[i] * time.Second)
+		}
+	})
+}
+
+// TestWhatIsGivenBackIsNotTaken while that is committed: an upload takes what stays, and waits for more.
+func TestWhatIsGivenBackIsNotTaken(t *testing.T) {
+	j := sharedJournal()
+	var during atomic.Pointer[func()]
+	r := receivers(t, hooked{j, func(ctx context.Context, batches ...storage.Batch) (storage.Revision, error) {
+		if f := during.Swap(nil); f != nil {
+			(*f)()
+		}
+		return j.Commit(ctx, batches...)
+	}}, 1, 100*mib)[0]
+	if err := r.uploads.GiveBack(t.Context()); err != nil { // as at each start
+		t.Fatal(err)
+	}
+	u := r.begin(0)
+	grow(t, u, 60*mib, false)
+	took := make(chan struct{})
+	take := func(n int64) {
+		grow(t, u, n, false)
+		took <- struct{}{}
+	}
+	var mu sync.Mutex // held until it is committed
+	mu.Lock()
+	f := func() { // 40 MiB are open, and a step of 6.25 MiB stays
+		defer mu.Unlock()
+		go take(6 * mib)
+		select {
+		case <-took:
+		case <-time.After(10 * time.Second):
+			t.Error("what stays is not taken")
+		}
+		go take(3 * mib)
+		select {
+		case <-took:
+			t.Error("what is given back is taken")
+		case <-time.After(50 * time.Millisecond):
+		}
+	}
+	during.Store(&f)
+	u.Shrink(20 * mib)
+	mu.Lock()
+	<-took
+	if got, most := r.amount(t), int64(49*mib+100*mib/16); got < 49*mib || got > most {
+		t.Errorf("%d bytes are reserved for 49 MiB", got)
+	}
 }
 
 // TestTheReservationOfAReplicaThatDiedEnds, and that of one which leaves ends at once.

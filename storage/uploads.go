@@ -197,7 +197,10 @@ func (o *OpenUpload) record(n int64) {
 // Shrink counts bytes down that were not written.
 func (o *OpenUpload) Shrink(n int64) {
 	if o != nil && n > 0 {
-		o.all.lock(func() { o.add(-n) })
+		o.all.lock(func() {
+			o.add(-n)
+			o.all.spend(o.all.repos[o.repo], 0)
+		})
 	}
 }
 
