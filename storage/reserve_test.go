@@ -206,6 +206,100 @@ func TestAReservationIsGivenBack(t *testing.T) {
 	})
 }
 
+// wantAmount fails the test unless one reserves so many bytes.
+func (r *receiver) wantAmount(t *testing.T, what string, want int64) {
+	t.Helper()
+	if got := r.amount(t); got != want {
+		t.Errorf("%s: %d bytes are reserved, want %d", what, got, want)
+	}
+}
+
+// TestHowMuchIsReserved: what uploads have, and a step, but no more than a quarter of what is left.
+func TestHowMuchIsReserved(t *testing.T) {
+	const step = 100 * mib / 16
+	synctest.Test(t, func(t *testing.T) {
+		all := receivers(t, sharedJournal(), 2, 100*mib)
+		synctest.Wait()
+		u := all[0].begin(0)
+		grow(t, u, 60*mib, false)
+		all[0].wantAmount(t, "60 MiB", 60*mib+step)
+		u.Recorded(5 * mib)
+		grow(t, u, 7*mib, false)
+		all[0].wantAmount(t, "7 MiB more, of which 5 are recorded", 62*mib+step)
+		u.End()
+		synctest.Wait()
+		all[0].wantAmount(t, "no upload", step)
+
+		v := all[1].begin(1)
+		grow(t, v, 90*mib-step, false)
+		all[1].wantAmount(t, "all but 10 MiB, a step of which is another's", 90*mib-step+10*mib/4)
+		v.End()
+		synctest.Wait()
+		u = all[0].begin(0)
+		grow(t, u, 90*mib-step, false)
+		all[0].wantAmount(t, "the same again", 90*mib-step+10*mib/4)
+	})
+}
+
+// TestWhoFindsNoRoomWaitsNoLongerThanNeeded: not at all if others have reserved nothing, and else until they have given
+// back what they do not use.
+func TestWhoFindsNoRoomWaitsNoLongerThanNeeded(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		all := receivers(t, sharedJournal(), 2, 100*mib)
+		synctest.Wait()
+		begun := time.Now()
+		grow(t, all[0].begin(0), 101*mib, true)
+		grow(t, all[0].begin(0), 60*mib, false)
+		grow(t, all[1].begin(1), 37*mib, false)
+		if took := time.Since(begun); took > 0 {
+			t.Errorf("it took %v", took)
+		}
+		all[0].wantAmount(t, "another one wants it", 60*mib)
+		grow(t, all[1].begin(1), 4*mib, true)
+		if took := time.Since(begun); took != time.Second {
+			t.Errorf("it waited for %v for what others use", took)
+		}
+	})
+}
+
+// TestACommitReservesBesideWhatItAdds: facts of the same commit are not in the usage yet.
+func TestACommitReservesBesideWhatItAdds(t *testing.T) {
+	for added, want := range map[int64]int64{20 * mib: 60*mib + 5*mib, 41 * mib: 0} {
+		synctest.Test(t, func(t *testing.T) {
+			j, gate, commits := gated(sharedJournal())
+			open := make(chan struct{})
+			go func() {
+				for {
+					select {
+					case gate <- struct{}{}:
+					case <-open:
+						<-t.Context().Done()
+						return
+					}
+				}
+			}()
+			r := receivers(t, j, 1, 100*mib)[0]
+			synctest.Wait()
+			close(open) // from now on commits wait
+			synctest.Wait()
+			before := commits.Load()
+			var all sync.WaitGroup
+			all.Go(func() { storagetest.Update(t, r.Index, "other", link(9, 1)) })
+			synctest.Wait()
+			all.Go(func() { storagetest.Update(t, r.Index, "team/1", link(1, added)) })
+			synctest.Wait()
+			all.Go(func() { grow(t, r.begin(0), 60*mib, want == 0) })
+			synctest.Wait()
+			close(gate)
+			all.Wait()
+			r.wantAmount(t, fmt.Sprint(added, " bytes are added"), want)
+			if n := commits.Load() - before; want > 0 && n != 2 {
+				t.Errorf("%d commits, want one for both", n)
+			}
+		})
+	}
+}
+
 // TestHowMuchOfAReservationIsGivenBack: what is left beyond a step, at once, if that is more than a step; all that is
 // left, once no upload has grown for 10 seconds. A step of 100 MiB is a sixteenth.
 func TestHowMuchOfAReservationIsGivenBack(t *testing.T) {
@@ -368,6 +462,10 @@ func TestWhoHasNoQuotaReservesNothing(t *testing.T) {
 		grow(t, u, mib, false)
 		u.End()
 	}
+	u := alone.uploads.Begin("team/a", 0)
+	grow(t, u, mib, false)
+	u.Recorded(mib)
+	u.Commit(digestOf("blob", 1))
 	if commits != 0 {
 		t.Errorf("%d records of quotas were written", commits)
 	}
