@@ -241,6 +241,64 @@ func TestHowMuchIsReserved(t *testing.T) {
 	})
 }
 
+// TestWhatOthersReserveBoundsACommit that links what was not uploaded, such as a mount.
+func TestWhatOthersReserveBoundsACommit(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		all := receivers(t, sharedJournal(), 2, 100*mib)
+		synctest.Wait()
+		grow(t, all[0].begin(0), 60*mib, false)
+		if err := all[1].Update(t.Context(), "team/1", link(1, 37*mib)); err == nil || err.Error()[:5] != "over:" {
+			t.Errorf("37 MiB beside 66.25 that another one has reserved: %v", err)
+		}
+		storagetest.Update(t, all[1].Index, "team/1", link(2, 33*mib))
+	})
+}
+
+// TestWhatIsRecordedIsSpentOnce, however often a record is made, and also where the quotas change.
+func TestWhatIsRecordedIsSpentOnce(t *testing.T) {
+	const step = 100 * mib / 16
+	synctest.Test(t, func(t *testing.T) {
+		r := receivers(t, sharedJournal(), 1, 100*mib)[0]
+		synctest.Wait()
+		var none *storage.OpenUpload
+		none.Recorded(1)
+		u, other := r.begin(0), r.begin(1)
+		grow(t, u, 60*mib, false)
+		u.Recorded(2 * mib)
+		u.Recorded(5 * mib)
+		other.Recorded(4 * mib) // at another process
+		other.Recorded(6 * mib)
+		grow(t, u, 6*mib, false) // of the step
+		r.wantAmount(t, "what fits is taken", 60*mib+step)
+		r.SetQuotas(team(100 * mib))
+		grow(t, u, mib, false)
+		r.wantAmount(t, "reserved anew with other quotas", 62*mib+step)
+		other.End()
+		other.Recorded(50 * mib)
+		grow(t, r.begin(1), 30*mib, false)
+	})
+}
+
+// TestAnIdleProcessCommitsNothing for what it has reserved.
+func TestAnIdleProcessCommitsNothing(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		j, commits := sharedJournal(), 0
+		r := receivers(t, hooked{j, func(ctx context.Context, b ...storage.Batch) (storage.Revision, error) {
+			commits++
+			return j.Commit(ctx, b...)
+		}}, 1, 100*mib)[0]
+		synctest.Wait()
+		grow(t, r.begin(0), 60*mib, false)
+		time.Sleep(11 * time.Second)
+		r.wantAmount(t, "no step is kept", 60*mib)
+		before := commits
+		time.Sleep(time.Minute)
+		if commits != before {
+			t.Errorf("%d commits in a minute", commits-before)
+		}
+	})
+}
+
 // TestWhoFindsNoRoomWaitsNoLongerThanNeeded: not at all if others have reserved nothing, and else until they have given
 // back what they do not use.
 func TestWhoFindsNoRoomWaitsNoLongerThanNeeded(t *testing.T) {
@@ -255,7 +313,11 @@ func TestWhoFindsNoRoomWaitsNoLongerThanNeeded(t *testing.T) {
 			t.Errorf("it took %v", took)
 		}
 		all[0].wantAmount(t, "another one wants it", 60*mib)
-		grow(t, all[1].begin(1), 4*mib, true)
+		var over *storage.QuotaError
+		err := all[1].begin(1).Grow(4*mib, true)
+		if !errors.As(err, &over) || over.Excess.Open != 97*mib || over.Excess.Used != 97*mib {
+			t.Errorf("%v, want an error that says that 97 MiB are open", err)
+		}
 		if took := time.Since(begun); took != time.Second {
 			t.Errorf("it waited for %v for what others use", took)
 		}
@@ -418,6 +480,9 @@ func TestTheReservationOfAReplicaThatDiedEnds(t *testing.T) {
 		grow(t, c, 60*mib, true)
 		if err := all[1].Leave(t.Context(), all[1].name); err != nil {
 			t.Fatal(err)
+		}
+		if n := all[2].reserved(); n != 0 {
+			t.Errorf("%d reservations after the only one has left", n)
 		}
 		grow(t, c, 60*mib, false)
 	})
