@@ -247,7 +247,7 @@ func TestAnObjectIsAwaitedThatTheServiceStillMakes(t *testing.T) {
 			t.Parallel()
 			f, r := newFake(t), storagetest.NewRecords()
 			o := options(f, r)
-			o.Timeout = 400 * time.Millisecond
+			o.Timeout = 2 * time.Second
 			x := storagetest.PlacedBlobs{Placed: open(t, o), Records: r}
 			data := storagetest.Random(12*mib, 1)
 			u := must(x.CreateAs(t.Context(), "a", id, digest.SHA256))(t)
@@ -480,7 +480,7 @@ func TestATimeoutOfTheNetworkIsNoCancellation(t *testing.T) {
 func TestASlowPartIsNoSilence(t *testing.T) {
 	f, r := newFake(t), storagetest.NewRecords()
 	o := options(f, r)
-	o.Timeout = 400 * time.Millisecond
+	o.Timeout = 2 * time.Second
 	b := open(t, o)
 	for _, name := range []string{"x", "y"} {
 		must(storagetest.Push(t.Context(), storagetest.PlacedBlobs{Placed: b, Records: r}, []byte(name)))(t)
