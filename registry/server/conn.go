@@ -39,8 +39,8 @@ const (
 	// unsent is how many bytes that may not be sent yet the kernel keeps for a narrow connection: enough to send on
 	// while the process is not scheduled. 500 clients that do not read would take 1.5 GiB otherwise.
 	unsent = 128 << 10
-	// unsentOfFew is that of the others. Large blobs then take a fifth less processor time, as the
-	// process waits for room less often.
+	// unsentOfFew is that of the others. Large blobs then take a fifth less processor time, as the process waits for
+	// room less often.
 	unsentOfFew = 1 << 20
 	// unread is how many bytes the kernel keeps, twice, for a narrow connection while no body is read. 2,000 clients
 	// that do not read their answers, and send on, would take 200 MiB otherwise.
