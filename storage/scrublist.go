@@ -62,7 +62,7 @@ func (x *Index) named() (named []listed, others []digest.Digest) {
 		x.mu.RLock()
 		s := x.state
 		id := s.lookup([]byte(k))
-		if p, ok := s.places[id]; ok && id != 0 && !s.isQuarantined(k) {
+		if p, ok := s.places[id]; ok && !s.isQuarantined(k) {
 			named = append(named, listed{place: p, size: s.contents.At(id).size, id: id})
 		} else {
 			others = append(others, d)
