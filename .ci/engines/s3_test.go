@@ -10,7 +10,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime"
 	"strings"
 	"sync"
 	"testing"
@@ -412,21 +411,7 @@ func TestS3ManyUploads(t *testing.T) {
 	o.Memory = 128 << 20
 	b := storagetest.PlacedBlobs{Placed: open(t, o), Records: r}
 	const uploads, size = 200, 6 << 20
-	var peak uint64
-	stop, watched := make(chan struct{}), make(chan struct{})
-	go func() {
-		defer close(watched)
-		for {
-			select {
-			case <-stop:
-				return
-			case <-time.After(20 * time.Millisecond):
-			}
-			var m runtime.MemStats
-			runtime.ReadMemStats(&m)
-			peak = max(peak, m.HeapInuse)
-		}
-	}()
+	heap := storagetest.WatchHeap()
 	h := sha256.New()
 	_, _ = io.Copy(h, &pattern{size})
 	d := digest.NewDigest(digest.SHA256, h)
@@ -446,8 +431,7 @@ func TestS3ManyUploads(t *testing.T) {
 		})
 	}
 	wg.Wait()
-	close(stop)
-	<-watched
+	peak := heap()
 	t.Logf("%d uploads of %d MiB at once: %d MiB of heap at most", uploads, size>>20, peak>>20)
 	if peak > 512<<20 {
 		t.Errorf("%d MiB of heap, want 512 at most", peak>>20)

@@ -10,6 +10,7 @@ import (
 	"io"
 	"math/rand/v2"
 	"net/http"
+	"net/http/httptrace"
 	"strconv"
 	"strings"
 	"sync"
@@ -288,16 +289,17 @@ func (c *client) complete(ctx context.Context, key, id, upload string, parts []p
 		named[i] = minio.CompletePart{PartNumber: p.number, ETag: p.etag}
 		size += p.size
 	}
-	tries := 0
-	err := c.do(ctx, "complete "+key, func(ctx context.Context) error {
-		tries++
+	connected := 0 // requests that may have reached the service
+	trace := &httptrace.ClientTrace{GotConn: func(httptrace.GotConnInfo) { connected++ }}
+	err := c.do(httptrace.WithClientTrace(ctx, trace), "complete "+key, func(ctx context.Context) error {
+		before := connected
 		_, err := c.core.CompleteMultipartUpload(ctx, c.bucket, key, id, named, minio.PutObjectOptions{})
-		if silent(err) {
+		if silent(err) && connected > before {
 			return fmt.Errorf("%w: no answer for %v", errWorking, c.patience)
 		}
 		return err
 	})
-	if err == nil && tries > 1 {
+	if err == nil && connected > 1 {
 		return c.awaitMade(ctx, key, upload, size)
 	}
 	return c.unlessMade(ctx, err, key, upload, size)

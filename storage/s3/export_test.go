@@ -1,6 +1,8 @@
 package s3
 
 import (
+	"context"
+	"net"
 	"time"
 
 	"github.com/minio/minio-go/v7"
@@ -12,6 +14,12 @@ func DoNotPause() { pauseUnit, minio.DefaultRetryUnit = time.Millisecond, time.M
 // WithMinPart returns options for a service that takes shorter parts, so that tests need not send much.
 func WithMinPart(o Options, n int64) Options {
 	o.minPart, o.PartSize = n, n
+	return o
+}
+
+// WithDialer returns options for a service to which connections are made in another way.
+func WithDialer(o Options, dial func(ctx context.Context, network, address string) (net.Conn, error)) Options {
+	o.dialer = dial
 	return o
 }
 

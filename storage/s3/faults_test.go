@@ -10,6 +10,7 @@ import (
 	"net"
 	"net/http"
 	"net/url"
+	"os"
 	"runtime"
 	"slices"
 	"strings"
@@ -276,6 +277,60 @@ func TestAnObjectIsAwaitedThatTheServiceStillMakes(t *testing.T) {
 				wantBlob(t, x, data)
 			case !errors.Is(err, storage.ErrUnavailable) || !strings.Contains(err.Error(), "does not have it"):
 				t.Errorf("Commit: %v", err)
+			}
+		})
+	}
+}
+
+// TestAServiceThatIsNotReachedWorksOnNothing: a request to make an object of its parts that never came to the service
+// is not taken for one that the service works on.
+func TestAServiceThatIsNotReachedWorksOnNothing(t *testing.T) {
+	for name, fails := range map[string]int64{"once": 1, "for good": 1000} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			f, r := newFake(t), storagetest.NewRecords()
+			var left, parts atomic.Int64
+			var x storage.Blobs
+			dial := func(ctx context.Context, network, address string) (net.Conn, error) {
+				if left.Add(-1) < 0 {
+					return new(net.Dialer).DialContext(ctx, network, address)
+				}
+				if fails == 1 {
+					_, _ = x.Stat(t.Context(), digest.FromString("x")) // it is answered: the service is not down
+				}
+				return nil, &net.OpError{Op: "dial", Net: network, Err: os.ErrDeadlineExceeded}
+			}
+			warned := make(chan error, 1)
+			o := s3.WithDialer(options(f, r), dial)
+			o.Warn, o.PartSize = func(err error) { warned <- err }, 6*mib
+			x = storagetest.PlacedBlobs{Placed: open(t, o), Records: r}
+			must(storagetest.Push(t.Context(), x, []byte("x")))(t)
+			f.Config.SetKeepAlivesEnabled(false) // each request has a connection of its own
+			f.on(func(op string, _ *http.Request) fault {
+				if op == "UploadPart" && parts.Add(1) == 2 { // the last one: the next request completes the object
+					left.Store(fails)
+				}
+				return fault{}
+			})
+			data := storagetest.Random(12*mib, 1)
+			u := must(x.CreateAs(t.Context(), "a", id, digest.SHA256))(t)
+			write(t, u, data)
+			completed, looked := f.count("CompleteMultipartUpload"), f.count("HeadObject")
+			err := u.Commit(t.Context(), digest.FromBytes(data))
+			completed, looked = f.count("CompleteMultipartUpload")-completed, f.count("HeadObject")-looked
+			if fails > 1 {
+				if !errors.Is(err, storage.ErrUnavailable) || strings.Contains(err.Error(), "may still") {
+					t.Errorf("Commit: %v", err)
+				}
+				if err := <-warned; !strings.Contains(err.Error(), "dial") {
+					t.Errorf("warned of %v", err)
+				}
+				return
+			}
+			wantNil(t, "Commit", err)
+			wantBlob(t, x, data)
+			if completed != 1 || looked != 1 {
+				t.Errorf("%d requests to complete the object, %d looks; want 1 and that of the test", completed, looked)
 			}
 		})
 	}
@@ -562,21 +617,7 @@ func TestMemoryOfManyUploads(t *testing.T) {
 	const uploads, size = 200, 6 * mib
 	block := storagetest.Random(32<<10, 1)
 	var wg sync.WaitGroup
-	stop, peak := make(chan struct{}), make(chan uint64)
-	go func() {
-		most := uint64(0)
-		for {
-			var m runtime.MemStats
-			runtime.ReadMemStats(&m)
-			most = max(most, m.HeapInuse)
-			select {
-			case <-stop:
-				peak <- most
-				return
-			case <-time.After(10 * time.Millisecond):
-			}
-		}
-	}()
+	heap := storagetest.WatchHeap()
 	h := digest.SHA256.Digester()
 	for range size / len(block) {
 		_, _ = h.Hash().Write(block)
@@ -598,10 +639,9 @@ func TestMemoryOfManyUploads(t *testing.T) {
 		})
 	}
 	wg.Wait()
-	close(stop)
-	most := <-peak
+	most := heap()
 	t.Logf("%d uploads of %d MiB at once with 64 MiB for parts: %d MiB of heap at most", uploads, size/mib, most/mib)
-	if most > 200*mib {
+	if most > 100*mib {
 		t.Errorf("%d MiB of heap", most/mib)
 	}
 }

@@ -47,9 +47,13 @@ type Options struct {
 	ReadOnly   bool // everything that writes fails with ErrReadOnly, and Open does not try to write
 	// Timeout is how long the service may be silent within a request; 0: 2 minutes.
 	Timeout time.Duration
-	minPart int64       // 0: minPart; less for tests
 	Warn    func(error) // hears of what an operator should know and that fails no call. nil: nothing is reported
+	minPart int64       // 0: minPart; less for tests
+	dialer  dialer      // nil: that of the net package; another one for tests
 }
+
+// dialer makes a connection to the service, as [net.Dialer.DialContext] does.
+type dialer func(ctx context.Context, network, address string) (net.Conn, error)
 
 const (
 	defaultPartSize = 8 << 20
@@ -223,11 +227,14 @@ func (o *Options) transport() (http.RoundTripper, error) {
 		}
 		config.RootCAs = pool
 	}
-	dialer := &net.Dialer{Timeout: 10 * time.Second, KeepAlive: 30 * time.Second}
+	dial := o.dialer
+	if dial == nil {
+		dial = (&net.Dialer{Timeout: 10 * time.Second, KeepAlive: 30 * time.Second}).DialContext
+	}
 	t := &http.Transport{
 		Proxy: http.ProxyFromEnvironment,
 		DialContext: func(ctx context.Context, network, address string) (net.Conn, error) {
-			conn, err := dialer.DialContext(ctx, network, address)
+			conn, err := dial(ctx, network, address)
 			if err != nil {
 				return nil, err
 			}
