@@ -39,8 +39,10 @@ func (s *otherList) Objects(ctx context.Context) iter.Seq2[storage.Object, error
 			if size, ok := s.sizes[o.Place]; ok {
 				o.Size = size
 			}
-			if !yield(o, err) || !yield(o, err) { // a service may list one twice
-				return
+			for range 2 { // a service may list one twice
+				if !yield(o, err) {
+					return
+				}
 			}
 		}
 		for _, o := range s.more {
