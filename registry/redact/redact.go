@@ -23,24 +23,25 @@ import (
 	"strings"
 )
 
-// secret matches a secret, also one that was clipped or changed to lower case. Shorter words may be names:
-// trow_backend.
-var secret = regexp.MustCompile(`(?i)trow_[a-z2-7]{20,}`)
+// secret matches a secret, also one that was clipped or changed to lower case, or whose underscore is encoded as in a
+// URL, any number of times. Shorter words may be names: trow_backend.
+var secret = regexp.MustCompile(`(?i)trow(?:_|%(?:25)*5f)[a-z2-7]{20,}`)
 
 // Secrets returns the text with [REDACTED] in place of what follows trow_ in secrets.
 func Secrets(text string) string {
-	// Most texts have no underscore; looking for one costs nanoseconds.
-	if strings.IndexByte(text, '_') < 0 || !begun(text) || !secret.MatchString(text) {
+	// Most texts have neither; looking for them costs nanoseconds.
+	if strings.IndexByte(text, '_') < 0 && strings.IndexByte(text, '%') < 0 ||
+		!begun(text) || !secret.MatchString(text) {
 		return text
 	}
 	return secret.ReplaceAllString(text, "trow_[REDACTED]")
 }
 
-// begun reports whether a text has trow_, which the regular expression takes 50 times as long to find.
+// begun reports whether a text has trow_ or trow%, which the regular expression takes 50 times as long to find.
 func begun[T string | []byte](text T) bool {
 	for i := len("trow"); i < len(text); i++ {
-		if text[i] == '_' && text[i-1]|0x20 == 'w' && text[i-2]|0x20 == 'o' && text[i-3]|0x20 == 'r' &&
-			text[i-4]|0x20 == 't' {
+		if (text[i] == '_' || text[i] == '%') && text[i-1]|0x20 == 'w' && text[i-2]|0x20 == 'o' &&
+			text[i-3]|0x20 == 'r' && text[i-4]|0x20 == 't' {
 			return true
 		}
 	}
@@ -56,7 +57,7 @@ type writer struct{ to io.Writer }
 
 func (w writer) Write(line []byte) (int, error) {
 	// As in Secrets. JSON escapes nothing in a secret.
-	if bytes.IndexByte(line, '_') < 0 || !begun(line) || !secret.Match(line) {
+	if bytes.IndexByte(line, '_') < 0 && bytes.IndexByte(line, '%') < 0 || !begun(line) || !secret.Match(line) {
 		return w.to.Write(line)
 	}
 	if _, err := w.to.Write(secret.ReplaceAll(line, []byte("trow_[REDACTED]"))); err != nil {
