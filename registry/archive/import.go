@@ -251,7 +251,9 @@ func (i *importer) manifest(ctx context.Context, from source, repo string, desc 
 	}
 	body, err := readManifest(from, repo, desc.Digest)
 	if missing(err) {
-		err = i.absent()
+		if err = errNotInArchive; i.copies {
+			err = errNotAtSource
+		}
 	}
 	if err != nil {
 		return nil, desc, fmt.Errorf("manifest %s: %w", desc.Digest, err)
@@ -383,15 +385,11 @@ var (
 	errNotInArchive = problemf("the archive does not have it")
 	errNotAtSource  = problemf("the source does not have it; its registry may have found it damaged, or has only a " +
 		"part of the image")
+	// A registry with a manifest has what it consists of, while an archive may have manifests of platforms that were
+	// not saved.
+	errLostAtSource = problemf("the source does not have it, and has the manifest that needs it; its registry may " +
+		"have found it damaged")
 )
-
-// absent is the error of content that the source does not have.
-func (i *importer) absent() error {
-	if i.copies {
-		return errNotAtSource
-	}
-	return errNotInArchive
-}
 
 // damaged is the error of content that the source has with other bytes.
 func (i *importer) damaged() error {
@@ -419,7 +417,9 @@ func (i *importer) blobs(ctx context.Context, from source, repo string, all []v1
 				return nil
 			}
 			if missing(err) {
-				err = i.absent()
+				if err = errNotInArchive; i.copies {
+					err = errLostAtSource
+				}
 			}
 			if err != nil {
 				return fmt.Errorf("blob %s: %w", desc.Digest, err)
