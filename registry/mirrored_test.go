@@ -8,6 +8,7 @@ import (
 	"net/http/httptest"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -23,6 +24,7 @@ import (
 	"trow/registry/settings"
 	"trow/registry/upstream"
 	"trow/storage"
+	"trow/storage/storagetest"
 )
 
 // origin is another registry: manifests by tag and digest. It records what it was asked.
@@ -572,6 +574,40 @@ func TestAHeadBeforeAPush(t *testing.T) {
 	w.do("HEAD", config, nil).is(200)
 	w.do("PUT", "/v2/f/quay.io/team/app/manifests/mine", body, "Content-Type", typeManifest).is(201)
 	w.do("GET", config, nil).is(200).equals("1")
+}
+
+// TestADiskThatFillsUpUnderADownload: its client gets the rest from the upstream, and does not notice.
+func TestADiskThatFillsUpUnderADownload(t *testing.T) {
+	content := bytes.Repeat([]byte("layer"), 400_000)
+	for _, method := range []string{"Write", "Commit"} {
+		for _, wrong := range []bool{false, true} {
+			blobs, journal := inMemory()
+			full := &storagetest.Fault{Method: method, N: map[string]int{"Write": 5, "Commit": 1}[method],
+				Err: storage.ErrFull}
+			w, o := newCacheOver(t, storagetest.FailBlobs{Blobs: blobs, Fault: full}, journal, "",
+				func(int64) (func(), bool) { return func() {}, true }, func(*registry.Options) {},
+				func(*upstream.Entry) {})
+			d := o.blob("team/app", content)
+			if wrong {
+				o.mu.Lock()
+				o.blobs["team/app/blobs/"+d.String()] = slices.Concat(content[1:], content[:1])
+				o.mu.Unlock()
+			}
+			at := "/v2/team/app/blobs/" + d.String()
+			resp, err := http.Get(w.url + at + "?ns=quay.io")
+			if err != nil {
+				t.Fatal(err)
+			}
+			got, err := io.ReadAll(resp.Body)
+			resp.Body.Close()
+			if wrong != (err != nil) || wrong == bytes.Equal(got, content) || len(got) == 0 {
+				t.Errorf("%s, wrong bytes %v: %d bytes of %d, %v", method, wrong, len(got), len(content), err)
+			}
+			if n := strings.Count(o.requests(), "GET "+at); !full.Fired() || !wrong && n != 2 {
+				t.Errorf("%s: fired %v; the upstream was asked %d times, want 2", method, full.Fired(), n)
+			}
+		}
+	}
 }
 
 // TestABlobThatThereIsNoRoomFor reaches the client all the same, and is not stored.

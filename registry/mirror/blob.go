@@ -171,27 +171,32 @@ func (b *fetch) adopt(ctx context.Context) (bool, error) {
 // join returns a reader of the download of the blob, and starts the download if there is none. If the cache has no
 // room, the client gets the blob from the upstream, and nothing is stored.
 func (b *fetch) join(ctx context.Context) (Source, error) {
-	r, err := b.download(ctx)
-	if r != nil && err == nil {
-		if size, known := r.Size(); known == nil && size >= 0 && size <= upstream.HeldBack {
-			// No byte of it can be read before all have arrived. So if that fails, the client gets the reason as the
-			// answer, and not a connection that breaks.
-			if err = r.Wait(func(int64, int64) {}); err != nil {
-				err = errors.Join(err, r.Close())
-			}
-		}
-	}
-	switch {
-	case errors.Is(err, upstream.ErrNoRoom):
-		t, err := b.options.Fetcher.Through(ctx, b.up, b.there, b.d, b.size)
+	through := func(size int64) (Source, error) {
+		t, err := b.options.Fetcher.Through(ctx, b.up, b.there, b.d, size)
 		if err != nil {
 			return nil, err
 		}
 		return t, nil
+	}
+	size := b.size
+	r, err := b.download(ctx)
+	if r != nil && err == nil {
+		if size, err = r.Size(); err == nil && size <= upstream.HeldBack {
+			// No byte of it can be read before all have arrived. So if that fails, the client gets the reason as the
+			// answer, and not a connection that breaks.
+			err = r.Wait(func(int64, int64) {})
+		}
+		if err != nil {
+			err = errors.Join(err, r.Close())
+		}
+	}
+	switch {
+	case errors.Is(err, upstream.ErrNoRoom):
+		return through(b.size)
 	case r == nil || err != nil: // an untyped nil: a Source with a nil pointer would not be nil
 		return nil, err
 	}
-	return r, nil
+	return &unbroken{r, through, size}, nil
 }
 
 // download is join for a blob that can be stored; nil if the repository holds the blob by now.

@@ -132,8 +132,8 @@ type Download struct {
 	Held func() bool
 }
 
-// fullFor is for how long after the disk was full no download of a content begins that is as large: it would break off
-// at the same byte again, and its client would never get it. Until then such contents are not stored, see Through.
+// fullFor is for how long after the disk was full no download of a content begins that is as large: it would find the
+// disk full at the same byte again. Until then such contents are not stored, see Through.
 const fullFor = time.Minute
 
 // filling is when a download has found the disk full.

@@ -526,8 +526,8 @@ func (n *narrow) Write(p []byte) (int, error) {
 	return n.Upload.Write(p)
 }
 
-// TestADiskThatIsFull breaks one download off. Those of contents that are as large do not begin for a while, so that
-// their clients can get them unstored.
+// TestADiskThatIsFull breaks one download off. Those of contents that are as large do not begin for a while: their
+// clients get them unstored.
 func TestADiskThatIsFull(t *testing.T) {
 	each(t, FetcherOptions{}, func(t *testing.T, f *Fetcher, l *line, d Download) {
 		create, created := d.Create, 0
