@@ -1,23 +1,14 @@
 package mirror
 
 import (
-	"bytes"
-	"cmp"
 	"container/list"
 	"context"
-	"encoding/binary"
-	"encoding/hex"
-	"errors"
 	"iter"
-	"maps"
-	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
 
 	"github.com/opencontainers/go-digest"
-
-	"trow/storage"
 )
 
 // CacheStore is the registry as the Cache needs it.
@@ -336,141 +327,6 @@ func (c *Cache) hold(d digest.Digest, used bool) (release func()) {
 	return func() {}
 }
 
-// Reserve reserves n bytes, and evicts content if there is no room for them. The caller calls release when the bytes
-// are stored, which Added counts, or will not be. ok is false if n exceeds the limit, or nothing more can be evicted,
-// or an eviction failed. A nil Cache has no limit.
-func (c *Cache) Reserve(n int64) (release func(), ok bool) {
-	switch {
-	case c == nil:
-		return func() {}, true
-	case n > c.limit.Load():
-		return nil, false
-	case c.take(n):
-		return c.releaseOf(n), true
-	}
-	c.evicting.Lock()
-	defer c.evicting.Unlock()
-	if c.shared != nil {
-		if !c.reserveShared(n) {
-			return nil, false
-		}
-		return c.releaseOf(n), true
-	}
-	if time.Since(c.failed) < retryEviction { // those who have waited for one that failed need not fail one by one
-		return nil, false
-	}
-	for !c.take(n) { // first: the eviction for which this call has waited may have left room
-		// Not a client's context: the room serves the next download as well. The bound is for a journal or storage that
-		// does not answer: all other downloads without room wait for evicting.
-		ctx, cancel := context.WithTimeout(context.Background(), evictTime)
-		c.mu.Lock()
-		want := c.used + c.reserved + n - c.limit.Load()
-		c.mu.Unlock()
-		freed, err := c.evict(ctx, want)
-		cancel()
-		if err != nil {
-			c.failed = time.Now()
-		}
-		if err != nil || !freed {
-			return nil, false
-		}
-	}
-	return c.releaseOf(n), true
-}
-
-// take reserves n bytes if they are free. The comparison and the reservation are one step, so that downloads at the
-// same time do not exceed the limit together.
-func (c *Cache) take(n int64) bool {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.shared == nil && c.used+c.reserved+n > c.limit.Load() ||
-		c.shared != nil && c.reserved+c.shared.spent+n > c.shared.bytes {
-		return false
-	}
-	c.reserved += n
-	return true
-}
-
-// releaseOf returns the function that gives back n reserved bytes, once.
-func (c *Cache) releaseOf(n int64) func() {
-	var once sync.Once
-	return func() {
-		once.Do(func() {
-			c.mu.Lock()
-			defer c.mu.Unlock()
-			if c.reserved -= n; c.shared != nil { // see sharing.spent
-				c.shared.spent += n
-			}
-		})
-	}
-}
-
-// evict evicts one step of contents, of about so many bytes. freed is false if nothing can be evicted. The caller holds
-// evicting. Errors: those of the store.
-func (c *Cache) evict(ctx context.Context, bytes int64) (freed bool, err error) {
-	all, bytes := c.oldest(bytes)
-	if len(all) == 0 {
-		return false, nil
-	}
-	free, err := c.depart(ctx, all, bytes)
-	defer c.arrive()
-	var stay []digest.Digest
-	if err == nil {
-		stay, err = c.store.Evict(ctx, free)
-	}
-	reads := map[digest.Digest]bool{} // by another replica
-	for _, d := range all {
-		reads[d] = err == nil && !slices.Contains(free, d)
-	}
-	stays := map[digest.Digest]bool{}
-	for _, d := range stay {
-		stays[d] = true
-	}
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	for _, d := range all {
-		e := c.items[d]
-		switch {
-		case e == nil:
-		case reads[d]:
-			e.Value.(*item).going = false
-			c.touch(e)
-			freed = true // another step chooses others
-		case err != nil: // how much was evicted is not known; the next Look finds out, and others are tried first
-			e.Value.(*item).going = false
-			c.touch(e)
-		case stays[d]: // it cannot be evicted, so it must not be chosen again before the next Look has counted it
-			c.remove(e)
-			freed = true
-		default:
-			c.goes(e)
-			freed = true
-		}
-	}
-	return freed, err
-}
-
-// oldest returns the contents to evict next, with at least so many bytes, but at most evictStep contents; and their
-// bytes. Those that are kept are chosen only if there is no other.
-func (c *Cache) oldest(want int64) (all []digest.Digest, bytes int64) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	for _, kept := range []bool{false, true} {
-		for e := c.order.Back(); e != nil && want > 0 && len(all) < evictStep; e = e.Prev() {
-			if i := e.Value.(*item); i.readers == 0 && i.counts && i.kept == kept {
-				all = append(all, i.digest)
-				i.going = true
-				want -= i.size
-				bytes += i.size
-			}
-		}
-		if len(all) > 0 {
-			break
-		}
-	}
-	return all, bytes
-}
-
 // Stats are the figures of a Cache.
 type Stats struct {
 	Limit, Used, Reserved, Evicted int64 // bytes; evicted since the start
@@ -482,98 +338,4 @@ func (c *Cache) Stats() Stats {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return Stats{c.limit.Load(), c.used, c.reserved, c.evicted, c.order.Len()}
-}
-
-// usedRecord begins the names of the records of last uses. There is one for each first byte of the digests, so that a
-// change rewrites only a part of them.
-const usedRecord = "cache/used/"
-
-// usedLength is the length of one last use in bytes: the first 8 bytes of the digest, and the hour in 4. Two digests
-// with the same 8 bytes would share an hour, which does no harm.
-const usedLength = 12
-
-// usedOf returns the first bytes of a digest; ok is false if it is too short or not in hexadecimal.
-func usedOf(d digest.Digest) (key [usedLength - 4]byte, ok bool) {
-	encoded := d.Encoded()
-	if len(encoded) < 2*len(key) {
-		return key, false
-	}
-	_, err := hex.Decode(key[:], []byte(encoded[:2*len(key)]))
-	return key, err == nil
-}
-
-// Save writes the records of last uses that have changed. If another replica has changed one of them, the uses of both
-// are written. Errors: those of the journal; ErrConflict if others change them all the time.
-func (c *Cache) Save(ctx context.Context) (err error) {
-	const tries = 5
-	for range tries {
-		if err = c.save(ctx); !errors.Is(err, storage.ErrConflict) {
-			return err
-		}
-		c.restore()
-	}
-	return err
-}
-
-func (c *Cache) save(ctx context.Context) error {
-	uses := map[string][][]byte{}
-	c.mu.Lock()
-	for e := c.order.Front(); e != nil; e = e.Next() {
-		if key, ok := usedOf(e.Value.(*item).digest); ok {
-			name := usedRecord + hex.EncodeToString(key[:1])
-			uses[name] = append(uses[name], binary.BigEndian.AppendUint32(key[:], e.Value.(*item).hour))
-		}
-	}
-	old := maps.Clone(c.written)
-	c.mu.Unlock()
-	shards := map[string][]byte{}
-	for name := range old {
-		shards[name] = nil // deleted, unless some of its contents are still cached
-	}
-	for name, all := range uses {
-		slices.SortFunc(all, bytes.Compare) // in a fixed order, so that equal uses are an equal record
-		shards[name] = bytes.Join(all, nil)
-	}
-	var errs []error
-	for name, value := range shards {
-		if bytes.Equal(old[name], value) {
-			continue
-		}
-		if err := c.store.SetRecord(ctx, name, old[name], value); err != nil {
-			errs = append(errs, err)
-			continue
-		}
-		c.mu.Lock()
-		c.written[name] = value
-		c.mu.Unlock()
-	}
-	return errors.Join(errs...)
-}
-
-// restore reads the last uses from the journal. Of two times of one content, the later one counts.
-func (c *Cache) restore() {
-	hours := map[[usedLength - 4]byte]uint32{}
-	written := map[string][]byte{}
-	for name, value := range c.store.Records(usedRecord) {
-		written[name] = value
-		for ; len(value) >= usedLength; value = value[usedLength:] {
-			hours[[usedLength - 4]byte(value)] = binary.BigEndian.Uint32(value[usedLength-4:])
-		}
-	}
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.written = written
-	var all []*list.Element
-	for e := c.order.Front(); e != nil; e = e.Next() {
-		if key, ok := usedOf(e.Value.(*item).digest); ok {
-			e.Value.(*item).hour = max(e.Value.(*item).hour, hours[key])
-		}
-		all = append(all, e)
-	}
-	slices.SortStableFunc(all, func(a, b *list.Element) int {
-		return cmp.Compare(b.Value.(*item).hour, a.Value.(*item).hour)
-	})
-	for _, e := range all { // the latest first, so the latest stays in front
-		c.order.MoveToBack(e)
-	}
 }
