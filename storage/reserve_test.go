@@ -280,8 +280,8 @@ func TestWhatIsRecordedIsSpentOnce(t *testing.T) {
 	})
 }
 
-// TestAnIdleProcessCommitsNothing for what it has reserved.
-func TestAnIdleProcessCommitsNothing(t *testing.T) {
+// TestAProcessCommitsNoMoreThanNeeded for what it has reserved: once for each change, and nothing while it is idle.
+func TestAProcessCommitsNoMoreThanNeeded(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		j, commits := sharedJournal(), 0
 		r := receivers(t, hooked{j, func(ctx context.Context, b ...storage.Batch) (storage.Revision, error) {
@@ -289,10 +289,27 @@ func TestAnIdleProcessCommitsNothing(t *testing.T) {
 			return j.Commit(ctx, b...)
 		}}, 1, 100*mib)[0]
 		synctest.Wait()
-		grow(t, r.begin(0), 60*mib, false)
+		u, before := r.begin(0), commits
+		once := func(what string) {
+			t.Helper()
+			if commits != before+1 {
+				t.Errorf("%s: %d commits, want 1", what, commits-before)
+			}
+			before = commits
+		}
+		grow(t, u, 60*mib, false)
+		once("the first bytes")
 		time.Sleep(11 * time.Second)
 		r.wantAmount(t, "no step is kept", 60*mib)
-		before := commits
+		once("no step is kept")
+		u.Recorded(20 * mib)
+		synctest.Wait()
+		r.wantAmount(t, "what is recorded is given back", 40*mib)
+		once("what is recorded is given back")
+		grow(t, u, mib, false)
+		once("more bytes")
+		time.Sleep(16 * time.Second) // a step is given back after 10 to 15
+		once("no step is kept again")
 		time.Sleep(time.Minute)
 		if commits != before {
 			t.Errorf("%d commits in a minute", commits-before)
