@@ -6,6 +6,7 @@ import (
 	"hash/fnv"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -69,6 +70,37 @@ func TestABackupIsThatOfAGoodJournal(t *testing.T) {
 		t.Fatal(err)
 	}
 	none("closed")
+}
+
+// TestAStateIsLoadedInParts of 4,096 facts: all at once would take the memory of all, and each alone the time.
+func TestAStateIsLoadedInParts(t *testing.T) {
+	j, _ := opened(t) // it has a fact
+	facts := make([]storage.Fact, 2*loadPart)
+	for i := range facts {
+		facts[i] = storage.Fact{Kind: storage.KindTag, Name: fmt.Sprintf("v%05d", i), Value: []byte("1")}
+	}
+	if _, err := j.Commit(t.Context(), storage.Batch{Repo: "other", Facts: facts}); err != nil {
+		t.Fatal(err)
+	}
+	var parts []int
+	if err := view(j.db, func(tx *bbolt.Tx) error {
+		return read(tx, func(u storage.Update) error {
+			n := 0
+			for _, b := range u.Batches {
+				n += len(b.Facts)
+			}
+			parts = append(parts, n)
+			if u.Synced != (len(parts) == 3) {
+				t.Errorf("part %d says that it is the last one: %v", len(parts), u.Synced)
+			}
+			return nil
+		})
+	}); err != nil {
+		t.Fatal(err)
+	}
+	if want := []int{loadPart, loadPart, 1}; !slices.Equal(parts, want) {
+		t.Errorf("parts of %v facts, want %v", parts, want)
+	}
 }
 
 // TestTheTallyIsPartOfTheDataFormat: what one version has written, every other one must compute.
