@@ -91,10 +91,11 @@ func TestMigration(t *testing.T) {
 	said := false
 	for _, check := range s.Checks() {
 		ok, text := check()
-		said = said || !ok && strings.Contains(text, "moved to data directory "+dir)
+		said = said || !ok && strings.Contains(text, "moves to data directory "+dir) &&
+			strings.Contains(text, "cut short, run it again")
 	}
 	if !said {
-		t.Error("/readyz?verbose does not say that everything has moved")
+		t.Error("/readyz?verbose does not say that everything moves, and what to do")
 	}
 	o.Data.DataDir = dir
 	moved, _ := loaded(t, o)
