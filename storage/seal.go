@@ -42,14 +42,15 @@ var ErrMigrating = errors.New("nothing is collected or removed because of a migr
 // SealedError is the error of a change that a seal refuses. Nothing was changed, and it stays so.
 type SealedError struct{ Migration Migration }
 
-// Moved reports whether the content has moved to Migration.To for good; otherwise this is the target of a migration
-// that has not finished.
+// Moved reports whether the content moves to Migration.To for good; otherwise this is the target of a migration that
+// has not finished. The source does not know whether the rest has been copied and compared: it stays as it was at the
+// switch.
 func (e *SealedError) Moved() bool { return e.Migration.To != "" }
 
 func (e *SealedError) Error() string {
 	if e.Moved() {
-		return fmt.Sprintf("everything has moved to %s: restart the server there; here, reads go on and nothing is "+
-			"written any more", e.Migration.To)
+		return fmt.Sprintf("everything moves to %s, for good: here, reads go on and nothing is written any more. If "+
+			"trow migrate was cut short, run it again; when it has ended, start servers there", e.Migration.To)
 	}
 	return fmt.Sprintf("this is the target of a migration from %s that has not finished: run trow migrate again on "+
 		"the server that it comes from, or empty the target", e.Migration.From)

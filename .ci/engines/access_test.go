@@ -168,21 +168,30 @@ func TestTLS(t *testing.T) {
 		return rev
 	}
 	rev := commit(0)
-	for name, o := range map[string]etcd.Options{
-		"another CA": {Endpoints: o.Endpoints, TLS: true, CAFile: other.file("ca.crt"),
-			CertFile: o.CertFile, KeyFile: o.KeyFile},
-		"without a certificate": {Endpoints: o.Endpoints, TLS: true, CAFile: o.CAFile},
-		"the CAs of the system": {Endpoints: o.Endpoints, TLS: true, CertFile: o.CertFile, KeyFile: o.KeyFile},
-		"without TLS":           {Endpoints: o.Endpoints},
-		"a certificate of another": {Endpoints: o.Endpoints, TLS: true, CAFile: o.CAFile,
-			CertFile: other.file("ca.crt"), KeyFile: other.file("ca.key")},
+	plain := startEtcd(t, 1)
+	for name, c := range map[string]struct {
+		etcd.Options
+		want string
+	}{
+		"another CA": {etcd.Options{TLS: true, CAFile: other.file("ca.crt"), CertFile: o.CertFile,
+			KeyFile: o.KeyFile}, "set journal-ca-file"},
+		"without a certificate": {etcd.Options{TLS: true, CAFile: o.CAFile}, "set journal-cert-file"},
+		"the CAs of the system": {etcd.Options{TLS: true, CertFile: o.CertFile, KeyFile: o.KeyFile},
+			"set journal-ca-file"},
+		"without TLS": {etcd.Options{}, "write etcds://"},
+		"a certificate of another": {etcd.Options{TLS: true, CAFile: o.CAFile, CertFile: other.file("ca.crt"),
+			KeyFile: other.file("ca.key")}, "set journal-cert-file"},
+		"an etcd without TLS": {etcd.Options{Endpoints: plain.endpoints(), TLS: true}, "write etcd://"},
 	} {
-		o.DialTimeout, o.RequestTimeout = time.Second, time.Second
-		if j, err := etcd.Open(t.Context(), o); err == nil {
+		if c.Endpoints == nil {
+			c.Endpoints = o.Endpoints
+		}
+		c.DialTimeout, c.RequestTimeout = time.Second, time.Second
+		if j, err := etcd.Open(t.Context(), c.Options); err == nil {
 			j.Close()
 			t.Errorf("%s: etcd was opened", name)
-		} else {
-			t.Logf("%s: %v", name, err)
+		} else if t.Logf("%s: %v", name, err); !strings.Contains(err.Error(), c.want) {
+			t.Errorf("%s: the error does not say %q", name, c.want)
 		}
 	}
 	// All are renewed: the server trusts only what the new CA has signed, and so must the client.

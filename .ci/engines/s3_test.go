@@ -282,6 +282,13 @@ func TestS3ErrorsOfARealServer(t *testing.T) {
 		t.Errorf("a wrong secret: %v", err)
 	}
 	t.Setenv("AWS_SECRET_ACCESS_KEY", "trow-test-secret")
+	id := os.Getenv("AWS_ACCESS_KEY_ID")
+	t.Setenv("AWS_ACCESS_KEY_ID", "another")
+	if _, err := s3.Open(t.Context(), g.options(r)); err == nil ||
+		!strings.Contains(err.Error(), "check the credentials") {
+		t.Errorf("an unknown access key: %v", err)
+	}
+	t.Setenv("AWS_ACCESS_KEY_ID", id)
 	b := open(t, g.options(r))
 	u, err := b.Create(t.Context(), "a", digest.SHA256)
 	if err != nil {

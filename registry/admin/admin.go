@@ -219,6 +219,10 @@ func (c *Client) ask(ctx context.Context, method, path string, q url.Values) (*h
 		do = &c.HTTP
 	}
 	resp, err := do.Do(req)
+	if errors.Is(err, io.EOF) || errors.Is(err, syscall.ECONNRESET) {
+		return nil, fmt.Errorf("the server closed the connection before it answered; its log says why: %w",
+			redact.URL(err))
+	}
 	if err != nil {
 		return nil, redact.URL(err)
 	}

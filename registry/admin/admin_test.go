@@ -125,8 +125,16 @@ func TestAJobEndsWhenItsClientDisconnects(t *testing.T) {
 	}
 }
 
-// A server that dies during a job is not taken for the end of the job.
+// A server that dies during a job, or before it answers, is not taken for the end of the job, and the error says so.
 func TestAServerThatDiesDuringAJob(t *testing.T) {
+	t.Run("after an answer", func(t *testing.T) {
+		serverDies(t, "HTTP/1.1 200 OK\r\n\r\n{\"progress\":1}\n", "before the job ended")
+	})
+	t.Run("before one", func(t *testing.T) { serverDies(t, "", "before it answered") })
+}
+
+// serverDies runs a job on a server that says something and closes the connection.
+func serverDies(t *testing.T, says, want string) {
 	dir := t.TempDir()
 	l, err := admin.Listen(dir)
 	if err != nil {
@@ -138,11 +146,11 @@ func TestAServerThatDiesDuringAJob(t *testing.T) {
 			return
 		}
 		conn.Read(make([]byte, 4096))
-		conn.Write([]byte("HTTP/1.1 200 OK\r\n\r\n{\"progress\":1}\n"))
+		conn.Write([]byte(says))
 		conn.(*net.UnixConn).Close()
 	}()
 	err = admin.NewClient(dir).Run(t.Context(), "gc", nil, func(json.RawMessage) error { return nil }, nil)
-	if err == nil || !strings.Contains(err.Error(), "before the job ended") {
+	if err == nil || !strings.Contains(err.Error(), want) {
 		t.Errorf("got %v", err)
 	}
 }

@@ -12,6 +12,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 
@@ -29,6 +30,7 @@ type service struct {
 	id      string       // of the journal
 	down    atomic.Int32 // how many attempts to reach each engine fail
 	silent  atomic.Bool  // the journal does not answer, and requests for content fail at once
+	turns   bool         // servers take turns
 }
 
 func newService() *service {
@@ -40,6 +42,12 @@ func newService() *service {
 type sharedJournal struct {
 	storage.Journal
 	s *service
+}
+
+// leadingJournal is one with which replicas take turns.
+type leadingJournal struct {
+	sharedJournal
+	storage.Leads
 }
 
 func (j sharedJournal) Identity() string { return j.s.id }
@@ -73,7 +81,13 @@ func (s *service) use(t *testing.T) {
 		}
 		return nil
 	}
-	maintenance.SetEngines(t, func() (storage.Journal, error) { return sharedJournal{s.journal, s}, reached() },
+	journal := func() (storage.Journal, error) {
+		if s.turns {
+			return leadingJournal{sharedJournal{s.journal, s}, s.journal}, reached()
+		}
+		return sharedJournal{s.journal, s}, reached()
+	}
+	maintenance.SetEngines(t, journal,
 		func(r storage.Records) (storage.Blobs, error) {
 			return sharedObjects{&memory.Objects{Service: s.objects, Records: r}, s.objects, s.objects, s}, reached()
 		})
@@ -136,6 +150,41 @@ func TestServersShareEngines(t *testing.T) {
 	}
 	if code, text := job(t, two, "POST", "/admin/gc?all"); code != 200 || strings.Contains(text, "error") {
 		t.Errorf("gc: %d %s", code, text)
+	}
+}
+
+// TestAServerStartsAfterItsContentHasMoved: it serves reads, and it is the one that goes on with a migration that was
+// cut short after the switch, when all servers may be gone.
+func TestAServerStartsAfterItsContentHasMoved(t *testing.T) {
+	s := newService()
+	s.turns = true
+	s.use(t)
+	one, x, err := start(t, replica(t, &bytes.Buffer{}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	d := push(t, one, x, "a", "content")
+	if err := x.Seal(t.Context(), storage.Migration{To: "another place"}); err != nil {
+		t.Fatal(err)
+	}
+	log := &bytes.Buffer{}
+	two, y, err := start(t, replica(t, log))
+	if err != nil {
+		t.Fatalf("a start after the switch: %v", err)
+	}
+	if !y.Present(d) {
+		t.Error("it does not hold what there was")
+	}
+	ctx, end := context.WithTimeout(t.Context(), 100*time.Millisecond)
+	defer end()
+	if err := two.Run(ctx); err != nil {
+		t.Error(err)
+	}
+	if strings.Contains(log.String(), "another place") {
+		t.Errorf("it tries to write: %s", log)
+	}
+	if ok, text := two.MigrationCheck(); ok || !strings.Contains(text, "moves to another place") {
+		t.Errorf("the check says %v, %q", ok, text)
 	}
 }
 

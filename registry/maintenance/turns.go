@@ -121,8 +121,12 @@ func (r lastRun) isDue(interval time.Duration) bool {
 	return r.By != "" || time.Since(r.Begun).Abs() >= interval
 }
 
-// runDue runs the task if a run is due, or was cut short. Errors: those of the Journal; ErrNotLeader; errSeenLate.
+// runDue runs the task if a run is due, or was cut short, and can be recorded. Errors: those of the Journal;
+// ErrNotLeader; errSeenLate.
 func (t *turns) runDue(ctx context.Context, task string, interval time.Duration, do func(context.Context)) error {
+	if t.index.Sealed() != nil {
+		return nil
+	}
 	if r, _, err := t.last(ctx, task); err != nil || !r.isDue(interval) {
 		return err
 	}
@@ -325,7 +329,7 @@ func (t *turns) finish(ctx context.Context, c *storage.Collector) {
 		return
 	}
 	repeat(ctx, time.Minute, 0, func(ctx context.Context) {
-		if !t.index.Condemned() {
+		if !t.index.Condemned() || t.index.Sealed() != nil {
 			return
 		}
 		err := t.lead(ctx, taskCollect, c.Finish)
@@ -336,12 +340,17 @@ func (t *turns) finish(ctx context.Context, c *storage.Collector) {
 }
 
 // join records that this replica runs, before it changes anything, so that replicas of later versions write nothing
-// that it cannot read. Errors: those of the Journal; ErrFormat if they have already.
+// that it cannot read. Where everything moves elsewhere, no replica writes anything, and this one only serves. Errors:
+// those of the Journal; ErrFormat if they have already.
 func (t *turns) join(ctx context.Context) error {
 	if t == nil {
 		return nil
 	}
-	return t.index.Beat(ctx, t.name)
+	err := t.index.Beat(ctx, t.name)
+	if errors.As(err, new(*storage.SealedError)) {
+		return nil
+	}
+	return err
 }
 
 // beat records at intervals that this replica runs, with the time of its clock, which the Collector compares, until ctx
@@ -352,10 +361,16 @@ func (t *turns) beat(ctx context.Context) {
 		return
 	}
 	repeat(ctx, storage.BeatInterval, 0, func(ctx context.Context) {
+		if t.index.Sealed() != nil {
+			return // it cannot be recorded
+		}
 		if err := t.index.Beat(ctx, t.name); err != nil && ctx.Err() == nil {
 			t.log.Warn().Err(err).Msg("recording that this replica is there")
 		}
 	})
+	if t.index.Sealed() != nil {
+		return
+	}
 	end, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
 	defer cancel()
 	if err := t.index.Leave(end, t.name); err != nil { // not needed: the others forget it after a day

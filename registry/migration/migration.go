@@ -113,6 +113,10 @@ func (m *Migration) run(ctx context.Context, q url.Values, report func(any)) (an
 			}
 			report(now)
 		}})
+	if errors.Is(err, migrate.ErrNotEmpty) || errors.Is(err, migrate.ErrOther) { // the same again is refused again
+		m.Log.Error().Err(err).Msg("migration: refused")
+		return nil, err
+	}
 	if err != nil {
 		m.Log.Error().Err(err).Str("stage", string(done.Stage)).Msg("migration: run trow migrate again to go on")
 		return nil, fmt.Errorf("%w; what was copied stays there: run the same trow migrate again to go on", err)

@@ -1,6 +1,7 @@
 package service_test
 
 import (
+	"errors"
 	"net/http"
 	"net/http/httptest"
 	"net/url"
@@ -75,6 +76,15 @@ func TestMigration(t *testing.T) {
 	if _, err := os.Stat(dir); err == nil {
 		t.Error("what was refused, or only planned, has made the target")
 	}
+	used := filepath.Join(t.TempDir(), "blobs", "sha256", digest.FromString("x").Encoded())
+	if err := errors.Join(os.MkdirAll(filepath.Dir(used), 0o755), os.WriteFile(used, []byte("x"), 0o644)); err != nil {
+		t.Fatal(err)
+	}
+	full := "/admin/migrate?data=" + url.QueryEscape(filepath.Join(used, "../../.."))
+	if got := get(s.Administration(), "POST", full).Body.String(); !strings.Contains(got, "give an empty directory") ||
+		strings.Contains(got, "run the same trow migrate again") {
+		t.Errorf("a target with content: %s", got)
+	}
 	if got := get(s.Administration(), "POST", job).Body.String(); !strings.Contains(got, `"stage":"done"`) {
 		t.Fatalf("the migration: %s", got)
 	}
@@ -91,10 +101,11 @@ func TestMigration(t *testing.T) {
 	said := false
 	for _, check := range s.Checks() {
 		ok, text := check()
-		said = said || !ok && strings.Contains(text, "moved to data directory "+dir)
+		said = said || !ok && strings.Contains(text, "moves to data directory "+dir) &&
+			strings.Contains(text, "cut short, run it again")
 	}
 	if !said {
-		t.Error("/readyz?verbose does not say that everything has moved")
+		t.Error("/readyz?verbose does not say that everything moves, and what to do")
 	}
 	o.Data.DataDir = dir
 	moved, _ := loaded(t, o)

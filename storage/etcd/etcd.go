@@ -43,6 +43,7 @@ import (
 	"go.uber.org/zap"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/backoff"
+	"google.golang.org/grpc/credentials"
 
 	"trow/storage"
 	"trow/storage/files"
@@ -132,23 +133,25 @@ func Open(ctx context.Context, o Options) (*Journal, error) {
 	return j, nil
 }
 
-// config returns the client's. connected is called with the outcome of each handshake.
+// config returns the client's. connected is called with why a connection was of no use, or nil.
 func (o Options) config(connected func(error), dial ...grpc.DialOption) (clientv3.Config, error) {
 	scheme := "http://"
 	dial = append(dial, grpc.WithConnectParams(grpc.ConnectParams{MinConnectTimeout: o.DialTimeout,
 		// A member that was restarted is back within seconds.
 		Backoff: backoff.Config{BaseDelay: 100 * time.Millisecond, Multiplier: 1.6, Jitter: 0.2,
 			MaxDelay: 2 * time.Second}}))
+	var creds credentials.TransportCredentials = newPlainCredentials(connected)
 	if o.TLS {
 		scheme = "https://"
-		creds, err := newFileCredentials(o.CAFile, o.CertFile, o.KeyFile, connected)
+		secure, err := newFileCredentials(o.CAFile, o.CertFile, o.KeyFile, connected)
 		if err != nil {
 			return clientv3.Config{}, err
 		}
-		dial = append(dial, grpc.WithTransportCredentials(creds))
+		creds = secure
 	} else if o.CAFile+o.CertFile+o.KeyFile != "" {
 		return clientv3.Config{}, errors.New("certificates are given, but the connection is without TLS; use etcds://")
 	}
+	dial = append(dial, grpc.WithTransportCredentials(creds))
 	c := clientv3.Config{DialTimeout: o.DialTimeout, DialKeepAliveTime: keepAlive,
 		DialKeepAliveTimeout: keepAliveTimeout,
 		DialOptions:          dial, Username: o.User, Logger: zap.NewNop()}

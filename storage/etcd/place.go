@@ -118,7 +118,7 @@ func (j *Journal) movedSince(begin place) error {
 func (j *Journal) dial(ctx context.Context, addr string) (net.Conn, error) {
 	j.dials.Add(1)
 	conn, err := (&net.Dialer{}).DialContext(ctx, "tcp", addr)
-	if err != nil || !j.options.TLS {
+	if err != nil {
 		j.connected(err)
 	}
 	return conn, err

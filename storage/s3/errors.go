@@ -13,6 +13,7 @@ import (
 	"github.com/minio/minio-go/v7"
 
 	"trow/storage"
+	"trow/storage/internal/local"
 )
 
 var (
@@ -67,6 +68,7 @@ var classes = map[string]class{
 	"SignatureDoesNotMatch":          {remedy: checkAccess},
 	"ExpiredToken":                   {remedy: checkAccess},
 	"InvalidToken":                   {remedy: checkAccess},
+	"XAdminUserNotFound":             {remedy: checkAccess}, // versitygw, of the access key
 	"RequestTimeTooSkewed":           {remedy: "set the clock of this machine"},
 	"InvalidObjectState":             {remedy: "a lifecycle rule has moved the object to an archive: remove that rule"},
 	"InternalError":                  {remedy: "the log of the service says more"},
@@ -91,6 +93,7 @@ var statuses = map[int]class{
 	http.StatusServiceUnavailable:  {err: errLater},
 	http.StatusTooManyRequests:     {err: errLater},
 	http.StatusForbidden:           {remedy: checkAccess},
+	http.StatusUnauthorized:        {remedy: checkAccess},
 }
 
 // error makes an error of the service one of storage.
@@ -118,8 +121,8 @@ func (c *client) error(op string, err error) error {
 		}
 	case errors.As(err, &failed): // without the URL, whose parameters are of no use to a reader
 		e.Err = failed.Err
-		if certificate := (*tls.CertificateVerificationError)(nil); errors.As(err, &certificate) {
-			e.Remedy = "set ca-file to the certificate of its CA"
+		if e.Remedy = local.CertificateRemedy(err, "ca-file or blobs-ca-file"); errors.Is(err, http.ErrSchemeMismatch) {
+			e.Remedy = "if the service is without TLS, write http:// in endpoint"
 		}
 		if !cancelled(failed.Err) && !errors.Is(err, errLater) {
 			e.Err = fmt.Errorf("%w: no answer: %w", errLater, failed.Err)

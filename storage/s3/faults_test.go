@@ -450,6 +450,8 @@ func TestErrors(t *testing.T) {
 		"NoSuchKey":          {404, storage.ErrNotFound, "", false},
 		"AccessDenied":       {403, nil, "check the credentials", false},
 		"InvalidAccessKeyId": {403, nil, "check the credentials", false},
+		"XAdminUserNotFound": {404, nil, "check the credentials", false},
+		"Unknown":            {401, nil, "check the credentials", false},
 		"QuotaExceeded":      {403, storage.ErrFull, "", false},
 		"Unheard":            {507, storage.ErrFull, "", false},
 		"SlowDown":           {503, storage.ErrUnavailable, "", false},

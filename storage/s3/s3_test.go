@@ -498,6 +498,11 @@ func TestTLSWithACAFile(t *testing.T) {
 	if _, err := s3.Open(t.Context(), o); err == nil || !strings.Contains(err.Error(), "set ca-file") {
 		t.Errorf("without its CA: %v", err)
 	}
+	plain := o
+	plain.Endpoint = strings.Replace(f.URL, "http:", "https:", 1)
+	if _, err := s3.Open(t.Context(), plain); err == nil || !strings.Contains(err.Error(), "write http://") {
+		t.Errorf("TLS with a service without: %v", err)
+	}
 	o.CAFile = filepath.Join(t.TempDir(), "ca.crt")
 	wantNil(t, "WriteFile", os.WriteFile(o.CAFile, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE",
 		Bytes: secure.Certificate().Raw}), 0o600))
