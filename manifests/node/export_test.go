@@ -11,7 +11,7 @@ func Hurry(n *Node) {
 	n.times.recheck, n.times.backoff, n.times.maxBackoff = 20*time.Millisecond, 5*time.Millisecond, 20*time.Millisecond
 	n.times.grace, n.times.quiet = 3*time.Second, 50*time.Millisecond
 	n.times.rebind = 20 * time.Millisecond
-	n.times.ask, n.times.dial = 200*time.Millisecond, time.Second
+	n.times.ask, n.times.dial = time.Second, time.Second
 	n.times.redial = time.Millisecond
 }
 
