@@ -28,6 +28,7 @@ type Upstreams struct {
 	now    atomic.Pointer[[]*Upstream]   // those of the settings, replaced as a whole: requests need no lock
 	any    *lru.Cache[string, *Upstream] // those of hosts that no entry names
 	public *publicity
+	asked  *questions
 
 	mu        sync.Mutex                // guards all below; serializes Set and Reread
 	endpoints map[endpointKey]*endpoint // those in use
@@ -42,6 +43,8 @@ type Config struct {
 	Secrets Secrets // nil: the server does not run in a cluster
 	// As in [Options].
 	Any, Offline, ProxyFilters bool
+	// Memory is how many bytes the answers may take that are kept whole, such as manifests and lists.
+	Memory int64
 }
 
 // New returns Upstreams without any; see Set.
@@ -56,7 +59,7 @@ func New(c Config) *Upstreams {
 	if err != nil {
 		panic(err) // only for a size below 1
 	}
-	u := &Upstreams{config: c, any: others, public: newPublicity()}
+	u := &Upstreams{config: c, any: others, public: newPublicity(), asked: newQuestions(c.Memory)}
 	u.now.Store(&[]*Upstream{})
 	return u
 }
@@ -119,7 +122,9 @@ func (u *Upstreams) set(entries []Entry) error {
 	var list []*Upstream
 	for i, c := range all {
 		up := &Upstream{Host: c.host, Path: c.path, Name: c.name, Fresh: c.fresh, Read: c.read, MayRun: c.mayRun,
-			allow: c.allow, deny: c.deny, keep: c.keep, offline: u.config.Offline, source: source(c.endpoints)}
+			allow: c.allow, deny: c.deny, keep: c.keep, offline: u.config.Offline, source: source(c.endpoints),
+			questions: u.asked}
+		up.from = up.Title()
 		for j, k := range c.endpoints {
 			e := endpoints[k]
 			if e == nil {
@@ -222,7 +227,7 @@ func (u *Upstreams) unnamed(host string) (*Upstream, error) {
 		return nil, err
 	}
 	up := &Upstream{Host: c.host, Name: c.name, Fresh: c.fresh, endpoints: []*endpoint{e}, offline: u.config.Offline,
-		source: source(c.endpoints)}
+		source: source(c.endpoints), questions: u.asked, from: unnamedHosts}
 	u.any.Add(host, up)
 	return up, nil
 }
@@ -240,6 +245,10 @@ type Upstream struct {
 	endpoints   []*endpoint
 	offline     bool
 	source      string // see source
+
+	questions *questions
+	from      string    // what its questions count for
+	question  *question // that is under way, see Begin
 }
 
 // source returns a text that is the same for endpoints with the same URLs, of which the same ones have a login.
