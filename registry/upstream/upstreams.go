@@ -4,6 +4,7 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"fmt"
+	"net/http"
 	"slices"
 	"strings"
 	"sync"
@@ -22,11 +23,15 @@ import (
 // last stay.
 const maxAny = 256
 
+// unnamedTokens is how many bytes of tokens each of them keeps.
+const unnamedTokens = 64 << 10
+
 // Upstreams are the upstreams that the settings name. It is safe for concurrent use.
 type Upstreams struct {
 	config Config
 	now    atomic.Pointer[[]*Upstream]   // those of the settings, replaced as a whole: requests need no lock
 	any    *lru.Cache[string, *Upstream] // those of hosts that no entry names
+	others *http.Transport               // to those: all together may keep the idle connections of one host
 	public *publicity
 	asked  *questions
 
@@ -59,7 +64,8 @@ func New(c Config) *Upstreams {
 	if err != nil {
 		panic(err) // only for a size below 1
 	}
-	u := &Upstreams{config: c, any: others, public: newPublicity(), asked: newQuestions(c.Memory)}
+	u := &Upstreams{config: c, any: others, public: newPublicity(), asked: newQuestions(c.Memory),
+		others: c.Guard.transport((&endpointKey{unnamed: true}).written())}
 	u.now.Store(&[]*Upstream{})
 	return u
 }
@@ -131,7 +137,7 @@ func (u *Upstreams) set(entries []Entry) error {
 				e = u.endpoints[k]
 			}
 			if e == nil {
-				if e, err = newEndpoint(k, u.config.Guard, u.config.Secrets); err != nil {
+				if e, err = newEndpoint(k, k.transport(u.config.Guard), 0, u.config.Secrets); err != nil {
 					return fmt.Errorf("upstreams: entry %d (%s): endpoints: entry %d: %w", i+1, c.host, j+1, err)
 				}
 			}
@@ -222,7 +228,7 @@ func (u *Upstreams) unnamed(host string) (*Upstream, error) {
 	// The host is from a request and not from the settings, so it is not written, and reaches no internal address.
 	k := c.endpoints[0]
 	k.unnamed = true
-	e, err := newEndpoint(k, u.config.Guard, nil)
+	e, err := newEndpoint(k, u.others, unnamedTokens, nil)
 	if err != nil {
 		return nil, err
 	}
