@@ -2,6 +2,7 @@ package storage
 
 import (
 	"fmt"
+	"slices"
 	"sync/atomic"
 	"time"
 
@@ -263,8 +264,8 @@ func (tx *Tx) Fits(m Manifest, tags ...string) error {
 	if _, held := tx.Manifest(m.Digest); !held {
 		t.askManifest(&m)
 	}
-	for _, name := range tags {
-		if _, ok := tx.Tag(name); !ok {
+	for i, name := range tags {
+		if _, ok := tx.Tag(name); !ok && !slices.Contains(tags[:i], name) {
 			t.askTag(name)
 		}
 	}
