@@ -10,6 +10,7 @@ import (
 	"github.com/opencontainers/go-digest"
 
 	"trow/registry"
+	"trow/registry/upstream"
 	"trow/storage"
 )
 
@@ -86,4 +87,40 @@ func TestAFullMemoryRefusesNewNamesAlone(t *testing.T) {
 	w.do("GET", "/v2/a/manifests/v1", nil).is(200).equals(string(m))
 	w.do("DELETE", "/v2/a/manifests/"+d, nil).is(202)
 	w.do("PUT", "/v2/a/manifests/v1", m, put...).is(201)
+}
+
+// TestWhatIsCachedLeavesRoomForPushes: whoever may pull through an upstream could fill the index with its tags and
+// repositories, so that every push was refused.
+func TestWhatIsCachedLeavesRoomForPushes(t *testing.T) {
+	for setting, limits := range map[string]storage.Limits{"max-index": {Bytes: 40_000}, "max-repositories": {Repos: 8}} {
+		blobs, journal := inMemory()
+		index, err := storage.OpenIndex(t.Context(), journal, storage.IndexOptions{Limits: limits})
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(index.Close)
+		_, other := inMemory()
+		w, o := newCacheOver(t, blobs, other, "", nil, func(r *registry.Options) { r.Index = index },
+			func(*upstream.Entry) {})
+		w.index = index
+		pulled := 0
+		for ; pulled < 1000; pulled++ {
+			repo, tag := "a", fmt.Sprint("v", pulled)
+			if limits.Repos > 0 {
+				repo = fmt.Sprint("a", pulled)
+			}
+			o.push(repo, tag, tag)
+			a := w.do("GET", "/v2/f/quay.io/"+repo+"/manifests/"+tag, nil)
+			if a.status == 507 {
+				a.contains(setting).contains("trow evict")
+				break
+			}
+			a.is(200)
+		}
+		if pulled < 5 || pulled == 1000 {
+			t.Errorf("%s: %d images were cached", setting, pulled)
+		}
+		w.pushImage("pushed", "v", "x")
+		w.do("GET", "/v2/f/quay.io/"+map[bool]string{true: "a0", false: "a"}[limits.Repos > 0]+"/manifests/v0", nil).is(200)
+	}
 }
