@@ -103,7 +103,10 @@ func TestWhatIsCachedLeavesRoomForPushes(t *testing.T) {
 		w, o := newCacheOver(t, blobs, other, "", nil, func(r *registry.Options) { r.Index = index },
 			func(*upstream.Entry) {})
 		w.index = index
-		pulled := 0
+		pulled, first := 0, "a"
+		if limits.Repos > 0 {
+			first = "a0"
+		}
 		for ; pulled < 1000; pulled++ {
 			repo, tag := "a", fmt.Sprint("v", pulled)
 			if limits.Repos > 0 {
@@ -121,6 +124,6 @@ func TestWhatIsCachedLeavesRoomForPushes(t *testing.T) {
 			t.Errorf("%s: %d images were cached", setting, pulled)
 		}
 		w.pushImage("pushed", "v", "x")
-		w.do("GET", "/v2/f/quay.io/"+map[bool]string{true: "a0", false: "a"}[limits.Repos > 0]+"/manifests/v0", nil).is(200)
+		w.do("GET", "/v2/f/quay.io/"+first+"/manifests/v0", nil).is(200)
 	}
 }

@@ -9,8 +9,8 @@ import (
 const (
 	// maxQuestions bounds the questions under way: each has a goroutine and, at the endpoint, a connection.
 	maxQuestions = 512
-	// smallAnswer is how many bytes of its answers are part of a question. Nearly all manifests are smaller, so large ones
-	// that arrive slowly do not keep them out.
+	// smallAnswer is how many bytes of its answers are part of a question. Nearly all manifests are smaller, so large
+	// ones that arrive slowly do not keep them out.
 	smallAnswer = 16 << 10
 	// answerFactor is how many bytes of memory a byte of a larger answer takes: it is decoded, and copied.
 	answerFactor = 3
