@@ -319,8 +319,8 @@ func overLimit(e *storage.LimitError) *ocierror.Error {
 	if e.Cache && e.Limit != storage.LimitTags {
 		setting := map[storage.Limit]string{storage.LimitRepos: "max-repositories", storage.LimitBytes: "max-index"}
 		message = "what is cached of other registries has taken its part of the index, three quarters of the setting " +
-			setting[e.Limit] + ": nothing else is cached; the administrator can evict images (trow evict) or raise the " +
-			"limit"
+			setting[e.Limit] + ": nothing else is cached; the administrator can evict images (trow evict) or raise " +
+			"the limit"
 	}
 	return &ocierror.Error{Code: ocierror.Denied, Status: http.StatusInsufficientStorage, Cause: e, Message: message}
 }

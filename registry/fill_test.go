@@ -92,7 +92,8 @@ func TestAFullMemoryRefusesNewNamesAlone(t *testing.T) {
 // TestWhatIsCachedLeavesRoomForPushes: whoever may pull through an upstream could fill the index with its tags and
 // repositories, so that every push was refused.
 func TestWhatIsCachedLeavesRoomForPushes(t *testing.T) {
-	for setting, limits := range map[string]storage.Limits{"max-index": {Bytes: 40_000}, "max-repositories": {Repos: 8}} {
+	for setting, limits := range map[string]storage.Limits{"max-index": {Bytes: 40_000},
+		"max-repositories": {Repos: 8}} {
 		blobs, journal := inMemory()
 		index, err := storage.OpenIndex(t.Context(), journal, storage.IndexOptions{Limits: limits})
 		if err != nil {

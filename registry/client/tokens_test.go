@@ -147,8 +147,8 @@ func TestAnAnswerWithATokenIsBounded(t *testing.T) {
 	}
 }
 
-// TestTokensAreBoundedInBytes: of those that do not fit, the ones that were used the longest ago are fetched again. With
-// 1024 tokens of 128 KiB, an upstream took 128 MiB.
+// TestTokensAreBoundedInBytes: of those that do not fit, the ones that were used the longest ago are fetched again.
+// With 1024 tokens of 128 KiB, an upstream took 128 MiB.
 func TestTokensAreBoundedInBytes(t *testing.T) {
 	for _, test := range []struct{ most, repos, kept int }{{0, 60, 41}, {300_000, 5, 2}, {50_000, 2, 0}} {
 		s := &tokenServer{answer: `{"token":"t%d-` + strings.Repeat("x", 100_000) + `"}`}
