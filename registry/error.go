@@ -316,6 +316,12 @@ func overLimit(e *storage.LimitError) *ocierror.Error {
 			"is accepted; delete tags and manifests that are no longer needed, or ask the administrator to raise the " +
 			"limit"
 	}
+	if e.Cache && e.Limit != storage.LimitTags {
+		setting := map[storage.Limit]string{storage.LimitRepos: "max-repositories", storage.LimitBytes: "max-index"}
+		message = "the index is full to three quarters of the setting " + setting[e.Limit] + ", and the rest is for " +
+			"pushes, so nothing more of other registries is cached; the administrator can evict images (trow evict) " +
+			"or raise the limit"
+	}
 	return &ocierror.Error{Code: ocierror.Denied, Status: http.StatusInsufficientStorage, Cause: e, Message: message}
 }
 

@@ -10,6 +10,7 @@ import (
 	"github.com/opencontainers/go-digest"
 
 	"trow/registry"
+	"trow/registry/upstream"
 	"trow/storage"
 )
 
@@ -47,7 +48,7 @@ func TestAFullIndexRefusesNewNamesAlone(t *testing.T) {
 	w.do("PUT", "/v2/a/manifests/v1", m, put...).is(201)
 	d := digest.FromBytes(m).String()
 	w.do("PUT", "/v2/a/manifests/"+d+"?tag=v2&tag=v3&tag=v4", m, put...).full("max-tags")
-	w.do("PUT", "/v2/a/manifests/"+d+"?tag=v2&tag=v3", m, put...).is(201)
+	w.do("PUT", "/v2/a/manifests/v1?tag=v2&tag=v3&tag=v2&tag=v1", m, put...).is(201) // those named twice count once
 	m2 := w.image("a", "{ }")
 	kept := w.bytesKept()
 	w.do("PUT", "/v2/a/manifests/v4", m2, put...).full("max-tags")
@@ -86,4 +87,44 @@ func TestAFullMemoryRefusesNewNamesAlone(t *testing.T) {
 	w.do("GET", "/v2/a/manifests/v1", nil).is(200).equals(string(m))
 	w.do("DELETE", "/v2/a/manifests/"+d, nil).is(202)
 	w.do("PUT", "/v2/a/manifests/v1", m, put...).is(201)
+}
+
+// TestWhatIsCachedLeavesRoomForPushes: whoever may pull through an upstream could fill the index with its tags and
+// repositories, so that every push was refused.
+func TestWhatIsCachedLeavesRoomForPushes(t *testing.T) {
+	for setting, limits := range map[string]storage.Limits{"max-index": {Bytes: 40_000},
+		"max-repositories": {Repos: 8}} {
+		blobs, journal := inMemory()
+		index, err := storage.OpenIndex(t.Context(), journal, storage.IndexOptions{Limits: limits})
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(index.Close)
+		_, other := inMemory()
+		w, o := newCacheOver(t, blobs, other, "", nil, func(r *registry.Options) { r.Index = index },
+			func(*upstream.Entry) {})
+		w.index = index
+		pulled, first := 0, "a"
+		if limits.Repos > 0 {
+			first = "a0"
+		}
+		for ; pulled < 1000; pulled++ {
+			repo, tag := "a", fmt.Sprint("v", pulled)
+			if limits.Repos > 0 {
+				repo = fmt.Sprint("a", pulled)
+			}
+			o.push(repo, tag, tag)
+			a := w.do("GET", "/v2/f/quay.io/"+repo+"/manifests/"+tag, nil)
+			if a.status == 507 {
+				a.contains(setting).contains("trow evict")
+				break
+			}
+			a.is(200)
+		}
+		if pulled < 5 || pulled == 1000 {
+			t.Errorf("%s: %d images were cached", setting, pulled)
+		}
+		w.pushImage("pushed", "v", "x")
+		w.do("GET", "/v2/f/quay.io/"+first+"/manifests/v0", nil).is(200)
+	}
 }

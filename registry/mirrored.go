@@ -124,6 +124,7 @@ func (s mirrorStore) Record(ctx context.Context, repo, tag string, d digest.Dige
 		s.contents.remove(d) // the bytes in memory may be the damaged ones
 	}
 	err := s.options.Index.Update(ctx, repo, func(tx *storage.Tx) error {
+		tx.ForCache()
 		tx.As(mirrorName)
 		if m != nil {
 			found := p.manifest()
@@ -269,6 +270,7 @@ func (s mirrorStore) Keep(ctx context.Context, repo string, d digest.Digest, u s
 // linkCached records that a repository has a blob from its upstream. The caller has pinned the bytes.
 func (s mirrorStore) linkCached(ctx context.Context, repo string, d digest.Digest, size int64) error {
 	return s.options.Index.Update(ctx, repo, func(tx *storage.Tx) error {
+		tx.ForCache()
 		tx.LinkCached(d, size)
 		return nil
 	})
@@ -281,6 +283,7 @@ func (s mirrorStore) keepCached(ctx context.Context, repo string, d digest.Diges
 		return s.linkCached(ctx, repo, d, size)
 	}
 	return s.options.Index.Update(ctx, repo, func(tx *storage.Tx) error {
+		tx.ForCache()
 		if !s.options.Cache.Covers(tx.Record(mirror.BoardRecord)) {
 			return upstream.ErrNoRoom
 		}

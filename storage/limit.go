@@ -2,6 +2,7 @@ package storage
 
 import (
 	"fmt"
+	"slices"
 	"sync/atomic"
 	"time"
 
@@ -33,6 +34,7 @@ const (
 type LimitError struct {
 	Limit Limit
 	Max   int64 // the limit
+	Cache bool  // the change is about cached content, see [Tx.ForCache]
 }
 
 func (e *LimitError) Error() string {
@@ -41,6 +43,13 @@ func (e *LimitError) Error() string {
 }
 
 func (e *LimitError) Unwrap() error { return ErrLimit }
+
+// spare divides the limits of repos and bytes: cached content leaves that part of them to what is pushed. Whoever may
+// pull through an upstream chooses what is cached, and no bound of its bytes bounds its names.
+const spare = 4
+
+// ForCache says that the change is about cached content. Call it before anything else.
+func (tx *Tx) ForCache() { tx.forCache = true }
 
 // Load is what an Index holds of its Limits.
 type Load struct {
@@ -153,9 +162,13 @@ type adding struct {
 // well. What earlier changes of the same commit add counts, so that concurrent pushes do not exceed a limit together;
 // what they delete counts once it is committed.
 func (tx *Tx) ask(tags int, bytes func(s *state, r *repo) int64) {
-	limits := &tx.x.options.Limits
-	if *limits == (Limits{}) {
+	limits := tx.x.options.Limits
+	if limits == (Limits{}) {
 		return
+	}
+	if tx.forCache {
+		limits.Repos -= limits.Repos / spare
+		limits.Bytes -= limits.Bytes / spare
 	}
 	a := tx.adding
 	tx.x.mu.RLock()
@@ -192,9 +205,11 @@ type adds struct {
 }
 
 func (tx *Tx) exceed(l Limit, most int64) {
-	tx.x.refused[l].Store(time.Now().UnixNano())
+	if !tx.forCache || l == LimitTags { // otherwise there is room for what is pushed
+		tx.x.refused[l].Store(time.Now().UnixNano())
+	}
 	if tx.limited == nil {
-		tx.limited = &LimitError{l, most}
+		tx.limited = &LimitError{l, most, tx.forCache}
 	}
 }
 
@@ -263,8 +278,8 @@ func (tx *Tx) Fits(m Manifest, tags ...string) error {
 	if _, held := tx.Manifest(m.Digest); !held {
 		t.askManifest(&m)
 	}
-	for _, name := range tags {
-		if _, ok := tx.Tag(name); !ok {
+	for i, name := range tags {
+		if _, ok := tx.Tag(name); !ok && !slices.Contains(tags[:i], name) {
 			t.askTag(name)
 		}
 	}

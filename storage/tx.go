@@ -37,6 +37,7 @@ type Tx struct {
 	adding     *adding           // what earlier changes of the same commit add to what the Limits bound
 	adds       adds              // what this change adds to that
 	limited    *LimitError
+	forCache   bool // see ForCache
 	seals      bool // the change is about the seal, which refuses all others
 	copied     bool // see CopyFacts
 	view       bool // see Index.View

@@ -85,6 +85,25 @@ func TestOneConnectionServesManyRequests(t *testing.T) {
 	}
 }
 
+// TestHTTP10EndsTheConnection: net/http ignores its Transfer-Encoding, and something in between may not.
+func TestHTTP10EndsTheConnection(t *testing.T) {
+	ca := makeAuthority(t)
+	r := startRegistry(t, ca, func(rw http.ResponseWriter, r *http.Request) { _, _ = io.Copy(rw, r.Body) })
+	w := newWorld(t, ca.pem).start(r.address()).ready()
+	c, err := net.Dial("tcp", w.address("127.0.0.1:21000"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	_ = c.SetDeadline(time.Now().Add(30 * time.Second))
+	write(t, c, []byte("PUT /v2/ HTTP/1.0\r\nHost: x\r\nConnection: keep-alive\r\nTransfer-Encoding: chunked\r\n"+
+		"Content-Length: 3\r\n\r\nabcGET /v2/ HTTP/1.0\r\nHost: x\r\n\r\n"))
+	answer, err := io.ReadAll(c) // the kernel may reset the connection
+	if n := strings.Count(string(answer), " 200 OK"); n != 1 {
+		t.Errorf("%d answers: %q (%v)", n, answer, err)
+	}
+}
+
 // TestABodyThatStallsForTooLong is the client's fault, not the registry's.
 func TestABodyThatStallsForTooLong(t *testing.T) {
 	ca := makeAuthority(t)

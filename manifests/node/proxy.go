@@ -139,9 +139,9 @@ func (n *Node) handler(proxy http.Handler) http.Handler {
 		if own := r.Method == http.MethodConnect || r.URL.Path == livePath || r.URL.Path == readyPath; own {
 			ocierror.Secure(w.Header()) // the registry's answers have these headers already
 		}
-		if len(r.TransferEncoding) > 0 {
-			// It may have had a Content-Length as well, which net/http has removed: such a request is the last one of
-			// its connection (RFC 9112, section 6.1).
+		if len(r.TransferEncoding) > 0 || !r.ProtoAtLeast(1, 1) {
+			// It may have had a Content-Length as well, which net/http has removed, or as HTTP/1.0 an encoding, which
+			// it ignores: such a request is the last one of its connection (RFC 9112, section 6.1).
 			w.Header().Set("Connection", "close")
 		}
 		if r.URL.Path == livePath || r.URL.Path == readyPath {

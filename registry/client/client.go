@@ -80,7 +80,9 @@ type Options struct {
 	// Realm decides, by returning nil, whether a token may be fetched from this URL, which the registry named or to
 	// which a token server redirects. nil: from any that is not on an internal address, see oras-go.
 	Realm func(*url.URL) error
-	Once  bool // a busy registry is not asked again: the caller has its own way to do that
+	// Tokens bounds the bytes of the tokens that are kept; 0: 4 MiB. Others are fetched for each request.
+	Tokens int
+	Once   bool // a busy registry is not asked again: the caller has its own way to do that
 	// Busy is called before each wait for a registry that has too much to do, or stops, with its answer, for people who
 	// wait as well. Optional.
 	Busy func(*http.Response)
@@ -112,7 +114,7 @@ func New(o Options) (*Client, error) {
 		p := policy(o.Busy)
 		h.Transport = &retry.Transport{Base: h.Transport, Policy: func() retry.Policy { return p }}
 	}
-	c := &Client{base: base, auth: &auth.Client{Client: &h, Cache: newTokens()}}
+	c := &Client{base: base, auth: &auth.Client{Client: &h, Cache: newTokens(o.Tokens)}}
 	if o.Realm != nil {
 		c.auth.BlockedRealmPrefixes = []netip.Prefix{} // Realm decides instead
 	}

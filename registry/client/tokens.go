@@ -2,6 +2,7 @@ package client
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -21,6 +22,8 @@ const (
 	// maxTokens bounds the cached tokens, of which those that were used last stay: a client may name any number of
 	// repositories, each of which takes a token of some kilobytes.
 	maxTokens = 1024
+	// maxTokenBytes bounds what they take. The token server decides how long they are, up to maxTokenAnswer.
+	maxTokenBytes = 4 << 20
 	// tokenLife is the lifetime of a token without expires_in (token specification).
 	tokenLife = time.Minute
 	// maxTokenLife bounds expires_in, so that the duration does not overflow.
@@ -39,8 +42,10 @@ const (
 type tokens struct {
 	flight singleflight.Group
 	all    *lru.Cache[string, token]
+	most   int // bytes
 
-	mu     sync.Mutex // guards scheme
+	mu     sync.Mutex // guards what follows, and is held while all changes
+	bytes  int        // that all takes
 	scheme auth.Scheme
 }
 
@@ -49,12 +54,34 @@ type token struct {
 	ends time.Time // zero: never, as a password
 }
 
-func newTokens() *tokens {
+// newTokens returns an empty cache of so many bytes at most; 0: maxTokenBytes.
+func newTokens(most int) *tokens {
 	all, err := lru.New[string, token](maxTokens)
 	if err != nil {
 		panic(err) // only for a size below 1
 	}
-	return &tokens{all: all}
+	return &tokens{all: all, most: cmp.Or(most, maxTokenBytes)}
+}
+
+// add keeps a token, and drops those that were used the longest ago, so that all fit.
+func (t *tokens) add(name string, got token) {
+	size := func(name string, of token) int { return len(name) + len(of.text) }
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if old, ok := t.all.Peek(name); ok {
+		t.all.Remove(name)
+		t.bytes -= size(name, old)
+	}
+	n := size(name, got)
+	if n > t.most {
+		return // it is good for the requests that wait for it
+	}
+	for t.all.Len() == maxTokens || t.bytes+n > t.most {
+		old, of, _ := t.all.RemoveOldest()
+		t.bytes -= size(old, of)
+	}
+	t.all.Add(name, got)
+	t.bytes += n
 }
 
 // GetScheme implements auth.Cache. A Client has one registry, so there is one scheme.
@@ -97,7 +124,7 @@ func (t *tokens) Set(ctx context.Context, host string, scheme auth.Scheme, key s
 		t.mu.Lock()
 		t.scheme = scheme
 		t.mu.Unlock()
-		t.all.Add(name, token{text, life.ends})
+		t.add(name, token{text, life.ends})
 		return text, nil
 	})
 	select {

@@ -147,6 +147,35 @@ func TestAnAnswerWithATokenIsBounded(t *testing.T) {
 	}
 }
 
+// TestTokensAreBoundedInBytes: of those that do not fit, the ones that were used the longest ago are fetched again.
+// With 1024 tokens of 128 KiB, an upstream took 128 MiB.
+func TestTokensAreBoundedInBytes(t *testing.T) {
+	for _, test := range []struct{ most, repos, kept int }{{0, 60, 41}, {300_000, 5, 2}, {50_000, 2, 0}} {
+		s := &tokenServer{answer: `{"token":"t%d-` + strings.Repeat("x", 100_000) + `"}`}
+		c := s.client(t, client.Options{Tokens: test.most})
+		ask := func(i int) {
+			t.Helper()
+			if status, err := fetch(t.Context(), c, fmt.Sprint("r", i)); err != nil || status != http.StatusOK {
+				t.Fatal(status, err)
+			}
+		}
+		for i := range test.repos {
+			ask(i)
+		}
+		given := s.gives.Load()
+		for i := range test.kept {
+			ask(test.repos - 1 - i)
+		}
+		if again := s.gives.Load() - given; given != int64(test.repos) || again != 0 {
+			t.Errorf("%d bytes: %d tokens for %d repositories, then %d for the last %d", test.most, given, test.repos,
+				again, test.kept)
+		}
+		if ask(0); s.gives.Load() != given+1 {
+			t.Errorf("%d bytes: the first token of %d is kept", test.most, test.repos)
+		}
+	}
+}
+
 // TestABusyRegistryIsAskedOnce where the caller asked for that.
 func TestABusyRegistryIsAskedOnce(t *testing.T) {
 	n := 0

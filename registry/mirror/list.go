@@ -73,6 +73,11 @@ func (m *Mirror) listed(ctx context.Context, up *upstream.Upstream, there string
 	done := m.asking.DoChan(q.repo+" "+q.ref, func() (any, error) {
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), askTime)
 		defer cancel()
+		up, end, err := up.Begin()
+		if err != nil {
+			return tagList{}, err
+		}
+		defer end()
 		tags, more, err := up.Tags(ctx, there)
 		m.remember(q, err)
 		list := tagList{time.Now(), tags, more}
@@ -151,6 +156,11 @@ func (m *Mirror) Referrers(ctx context.Context, repo string, d digest.Digest) (s
 
 // referrers is Referrers without what is remembered.
 func (m *Mirror) referrers(ctx context.Context, up *upstream.Upstream, there, repo string, d digest.Digest) error {
+	up, end, err := up.Begin()
+	if err != nil {
+		return err
+	}
+	defer end()
 	all, tag, err := up.Referrers(ctx, there, d)
 	if err != nil {
 		return err

@@ -309,6 +309,11 @@ func (m *Mirror) remember(q question, err error) {
 
 // ask asks the upstream, and records what has changed. Errors: those of package upstream; those of the Store; *moved.
 func (m *Mirror) ask(ctx context.Context, up *upstream.Upstream, there string, q question) error {
+	up, end, err := up.Begin()
+	if err != nil {
+		return err
+	}
+	defer end()
 	store := m.options.Store
 	d, tag := digest.Digest(q.ref), ""
 	if !isDigest(q.ref) {

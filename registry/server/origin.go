@@ -24,9 +24,11 @@ var (
 // endIfAmbiguous makes a request with both Content-Length and Transfer-Encoding the last one of its connection (RFC
 // 9112, section 6.1): a proxy may take the rest of it for the next client's request. net/http reads it as chunked, and
 // removes the Content-Length before a handler could see it, so that c has to know; where it does not, all chunked
-// requests count.
+// requests count. Of HTTP/1.0 net/http ignores the Transfer-Encoding, and so may not the proxy: where there may be one,
+// the request is the last as well.
 func endIfAmbiguous(h http.Header, r *http.Request, c *conn) {
-	if len(r.TransferEncoding) > 0 && (c == nil || c.wire.head.ambiguous()) {
+	if len(r.TransferEncoding) > 0 && (c == nil || c.wire.head.ambiguous()) ||
+		!r.ProtoAtLeast(1, 1) && (c == nil || c.wire.head.encoded()) {
 		h.Set("Connection", "close")
 	}
 }

@@ -231,6 +231,34 @@ func TestALengthBesideAnEncodingEndsTheConnection(t *testing.T) {
 	})
 }
 
+// TestAnEncodingOfHTTP10EndsTheConnection: net/http reads such a request by its length, and a proxy may read it as
+// chunked (RFC 9112, section 6.1). What follows was served. HTTP/1.0 without an encoding keeps its connection.
+func TestAnEncodingOfHTTP10EndsTheConnection(t *testing.T) {
+	each(t, func(t *testing.T, m mode) {
+		s := start(t, m, server.Options{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			_, _ = io.Copy(io.Discard, r.Body)
+			fmt.Fprint(w, "ok")
+		})})
+		for headers, want := range map[string]int{"": 2, "Content-Length: 3\r\nX-Transfer-Encoding: chunked\r\n": 2,
+			"Content-Length: 3\r\nTransfer-Encoding: chunked\r\n":  1,
+			"transfer-encoding:\tCHUNKED\r\ncontent-length: 3\r\n": 1, "Transfer-Encoding: chunked\r\n": 1} {
+			c := raw(t, s, m)
+			body := ""
+			if strings.Contains(strings.ToLower(headers), "content-length") {
+				body = "abc"
+			}
+			sent := "POST /first HTTP/1.0\r\nHost: x\r\nConnection: keep-alive\r\n" + headers + "\r\n" + body +
+				"GET /second HTTP/1.0\r\nHost: x\r\n\r\n"
+			_, _ = c.Write([]byte(sent)) // it may have ended, as it should
+			c.SetReadDeadline(time.Now().Add(30 * time.Second))
+			answer, err := io.ReadAll(c)
+			if n := strings.Count(string(answer), " 200 OK"); n != want {
+				t.Errorf("%q: %d answers, want %d (%v): %q", headers, n, want, err, answer)
+			}
+		}
+	})
+}
+
 // raw connects to a server.
 func raw(t *testing.T, s *running, m mode) net.Conn {
 	t.Helper()

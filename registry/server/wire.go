@@ -102,6 +102,9 @@ func (h *head) note() {
 // ambiguous reports whether the headers have both a Content-Length and a Transfer-Encoding, or may have.
 func (h *head) ambiguous() bool { return !h.ended || !h.whole || h.length && h.encoding }
 
+// encoded reports whether the headers have a Transfer-Encoding, or may have.
+func (h *head) encoded() bool { return !h.ended || !h.whole || h.encoding }
+
 // look looks at the n bytes that were read into p from a connection to which answer writes. It returns what net/http
 // gets of them.
 func (c *conn) look(p []byte, n int, err error, answer io.Writer) (int, error) {

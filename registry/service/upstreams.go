@@ -16,6 +16,7 @@ import (
 	"trow/registry"
 	"trow/registry/maintenance"
 	"trow/registry/mirror"
+	"trow/registry/server"
 	"trow/registry/upstream"
 	"trow/storage/files"
 )
@@ -46,7 +47,7 @@ func (s *Service) openCache() error {
 		secrets = s.options.Cluster.Secret
 	}
 	up := upstream.New(upstream.Config{Names: s.names, Guard: guard, Secrets: secrets, Any: o.Any,
-		Offline: o.Offline || s.data.ReadOnly(), ProxyFilters: o.ProxyFilters})
+		Offline: o.Offline || s.data.ReadOnly(), ProxyFilters: o.ProxyFilters, Memory: server.Memory() / 16})
 	if err := o.CheckFiles(); err != nil {
 		return err
 	}

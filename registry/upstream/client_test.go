@@ -742,3 +742,8 @@ func TestRealms(t *testing.T) {
 		}
 	}
 }
+
+// readerFunc is an io.Reader.
+type readerFunc func(p []byte) (int, error)
+
+func (f readerFunc) Read(p []byte) (int, error) { return f(p) }

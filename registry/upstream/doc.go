@@ -13,6 +13,8 @@
 //     (redirects, realms) or, with upstream-any, from clients.
 //   - internal: an address that is not of the Internet, or is one of the cluster's or the server's own. See [Guard].
 //   - rate: how many manifests Docker Hub still serves, by its headers ratelimit-limit and ratelimit-remaining.
+//   - question: what is asked about a tag, a manifest or a list, in one request or several. It goes on without the
+//     client that has asked, because others may wait for the same answer.
 //   - download: a content that a [Fetcher] fetches; its [Reader]s get the bytes as they arrive. In the code, a flight.
 //   - leftover: what has arrived of a content before its download has failed.
 //   - spool: a file for the bytes of an upload that cannot be read while it grows (see storage.Growing).
@@ -36,7 +38,8 @@
 //     error, and nothing is kept.
 //  8. No more bytes of a content are read than its descriptor says, where one is known; see Download.Size. Bytes of
 //     the cache are reserved before they are fetched, in steps if the length is not known. Downloads, the spool,
-//     tokens and the hosts of upstream-any are bounded.
+//     tokens and the hosts of upstream-any are bounded, and so are questions with the memory of their answers; see
+//     [Upstream.Begin].
 //  9. Retry-After of an endpoint is respected, up to 5 minutes. An endpoint that fails three times in a row gets no
 //     requests for pauses of 2 s to a minute, and then one as a probe, which alone ends the probe.
 //

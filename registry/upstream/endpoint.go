@@ -2,7 +2,6 @@ package upstream
 
 import (
 	"context"
-	"crypto/tls"
 	"crypto/x509"
 	"errors"
 	"fmt"
@@ -50,7 +49,23 @@ type endpoint struct {
 	last error // why the last request without an answer got none; nil: it got one
 }
 
-func newEndpoint(k endpointKey, guard *Guard, secrets Secrets) (*endpoint, error) {
+// transport returns the transport for an endpoint that the settings name.
+func (k *endpointKey) transport(guard *Guard) *http.Transport {
+	t := guard.transport(k.written())
+	if k.ca != "" {
+		pool, err := x509.SystemCertPool()
+		if err != nil {
+			pool = x509.NewCertPool()
+		}
+		pool.AppendCertsFromPEM([]byte(k.ca))
+		t.TLSClientConfig.RootCAs = pool
+	}
+	return t
+}
+
+// newEndpoint returns an endpoint whose connections are those of a transport, and which keeps so many bytes of tokens,
+// see client.Options. Errors: the URL or the login is not valid.
+func newEndpoint(k endpointKey, t *http.Transport, tokens int, secrets Secrets) (*endpoint, error) {
 	base, err := url.Parse(k.url)
 	if err != nil {
 		return nil, err
@@ -59,17 +74,8 @@ func newEndpoint(k endpointKey, guard *Guard, secrets Secrets) (*endpoint, error
 	if err != nil {
 		return nil, err
 	}
-	e := &endpoint{host: base.Host, transport: guard.transport(k.written())}
-	e.transport.TLSClientConfig = &tls.Config{MinVersion: tls.VersionTLS12}
-	if k.ca != "" {
-		pool, err := x509.SystemCertPool()
-		if err != nil {
-			pool = x509.NewCertPool()
-		}
-		pool.AppendCertsFromPEM([]byte(k.ca))
-		e.transport.TLSClientConfig.RootCAs = pool
-	}
-	o := client.Options{URL: k.url, Once: true,
+	e := &endpoint{host: base.Host, transport: t}
+	o := client.Options{URL: k.url, Once: true, Tokens: tokens,
 		HTTP:  &http.Client{Transport: e.transport, CheckRedirect: redirects(k.insecure)},
 		Realm: func(u *url.URL) error { return checkRealm(u, base, nil, k.insecure, false) }}
 	if e.anonymous, err = client.New(o); err != nil || logins == nil {

@@ -189,7 +189,7 @@ func (f *Fetcher) Join(ctx context.Context, d Download) (*Reader, error) {
 		return nil, &Error{Kind: ErrUnavailable, Ref: d.Digest.String(), Retry: time.Second,
 			Reason: context.Cause(f.ctx).Error()}
 	}
-	if !f.active.take(k.from) {
+	if !f.active.take(k.from, 1) {
 		defer f.mu.Unlock()
 		return nil, &Error{Kind: ErrUnavailable, Ref: d.Digest.String(), Retry: time.Second,
 			Reason: fmt.Sprintf("%d downloads are under way", f.active.taken), Cause: ErrBusy}
@@ -282,7 +282,7 @@ func (fl *flight) end(err error) {
 	fl.cancel(nil) // releases the context
 	f := fl.fetcher
 	f.mu.Lock()
-	f.active.leave(fl.key.from)
+	f.active.leave(fl.key.from, 1)
 	f.mu.Unlock()
 	f.running.Done()
 }

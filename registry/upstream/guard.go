@@ -2,6 +2,7 @@ package upstream
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"net"
@@ -231,6 +232,7 @@ func (g *Guard) transport(w written) *http.Transport {
 		DisableCompression: true,
 		// HTTP/1 on purpose (no ForceAttemptHTTP2): each blob has a connection, and does not wait for the flow control
 		// of others.
+		TLSClientConfig:     &tls.Config{MinVersion: tls.VersionTLS12},
 		TLSHandshakeTimeout: dialTime, ResponseHeaderTimeout: answerTime, IdleConnTimeout: time.Minute,
 		MaxIdleConns: 64, MaxIdleConnsPerHost: 16, MaxResponseHeaderBytes: 64 << 10,
 	}

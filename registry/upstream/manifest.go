@@ -1,6 +1,7 @@
 package upstream
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -9,6 +10,7 @@ import (
 	"mime"
 	"net/http"
 	"net/url"
+	"slices"
 	"strings"
 	"time"
 
@@ -55,6 +57,7 @@ type Manifest struct {
 // Head returns the descriptor of what a tag or a digest names. Docker Hub does not count a HEAD. If the answer lacks
 // type, size or digest, Head gets the manifest. Errors: *Error.
 func (u *Upstream) Head(ctx context.Context, repo, ref string) (v1.Descriptor, error) {
+	defer u.question.forget(u.question.kept()) // a manifest that it gets
 	resp, err := u.ask(ctx, request{method: http.MethodHead, repo: repo, kind: "manifests", ref: ref,
 		header: accepts()})
 	if knowsNoHead(err) {
@@ -160,38 +163,45 @@ func mediaType(h http.Header) string {
 	return t
 }
 
-// read reads the body of an answer. Errors: ErrTooLarge above maxManifest; ErrUnavailable.
+// read reads the body of an answer, and takes the memory for it as it arrives. Errors: ErrTooLarge above maxManifest;
+// ErrUnavailable.
 func (u *Upstream) read(resp *http.Response, repo, ref string) ([]byte, error) {
 	if resp.ContentLength > maxManifest {
 		return nil, u.failure(ErrTooLarge, repo, ref, tooLarge)
 	}
 	// A body that is slow may take manifestTime; one that has stopped does not.
 	stop := time.AfterFunc(answerTime, func() { resp.Body.Close() })
-	body, err := io.ReadAll(io.LimitReader(readerFunc(func(p []byte) (int, error) {
-		n, err := resp.Body.Read(p)
-		if n > 0 {
+	body := make([]byte, 0, bytes.MinRead)
+	for {
+		n, err := resp.Body.Read(body[len(body):cap(body)])
+		if body = body[:len(body)+n]; n > 0 {
 			stop.Reset(answerTime)
 		}
-		return n, err
-	}), maxManifest+1))
-	if !stop.Stop() && err != nil {
-		err = errors.Join(errNoAnswer, err)
+		late := err != nil && !stop.Stop()
+		switch {
+		case len(body) > maxManifest:
+			stop.Stop()
+			return nil, u.failure(ErrTooLarge, repo, ref, tooLarge)
+		case err == io.EOF:
+			return body, nil
+		case err != nil:
+			if late {
+				err = errors.Join(errNoAnswer, err)
+			}
+			e := failed(err)
+			e.Host, e.Repo, e.Ref = u.Host, repo, ref
+			return nil, e
+		case len(body) < cap(body):
+			continue
+		}
+		more := min(2*cap(body), maxManifest+1) - cap(body)
+		if !u.question.keep(more) {
+			stop.Stop()
+			return nil, u.busy(repo, "large answers of upstreams take all memory that they may")
+		}
+		body = slices.Grow(body, more)
 	}
-	switch {
-	case err != nil:
-		e := failed(err)
-		e.Host, e.Repo, e.Ref = u.Host, repo, ref
-		return nil, e
-	case len(body) > maxManifest:
-		return nil, u.failure(ErrTooLarge, repo, ref, tooLarge)
-	}
-	return body, nil
 }
-
-// readerFunc is an io.Reader.
-type readerFunc func(p []byte) (int, error)
-
-func (f readerFunc) Read(p []byte) (int, error) { return f(p) }
 
 // Referrers returns the manifests whose subject has this digest: from the API or, without one, from the tag that
 // replaces it (distribution spec, "Unavailable Referrers API"), which tag then is. Incomplete descriptors are left out.

@@ -9,20 +9,20 @@ type places struct {
 
 func newPlaces(most int) places { return places{most: most, by: map[string]int{}} }
 
-// take takes a place for an upstream. It reports false if there is none for it.
-func (p *places) take(from string) bool {
-	if p.by[from] >= p.most-p.taken {
+// take takes n places for an upstream. It reports false if there are not so many for it.
+func (p *places) take(from string, n int) bool {
+	if p.by[from]+n > p.most-p.taken {
 		return false
 	}
-	p.by[from]++
-	p.taken++
+	p.by[from] += n
+	p.taken += n
 	return true
 }
 
-// leave gives a place back.
-func (p *places) leave(from string) {
-	if p.by[from]--; p.by[from] == 0 {
+// leave gives n places back.
+func (p *places) leave(from string, n int) {
+	if p.by[from] -= n; p.by[from] == 0 {
 		delete(p.by, from)
 	}
-	p.taken--
+	p.taken -= n
 }

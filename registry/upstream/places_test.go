@@ -6,7 +6,7 @@ import "testing"
 func TestAnUpstreamLeavesPlacesToOthers(t *testing.T) {
 	p := newPlaces(8)
 	fill := func(from string) (n int) {
-		for p.take(from) {
+		for p.take(from, 1) {
 			n++
 		}
 		return n
@@ -15,7 +15,7 @@ func TestAnUpstreamLeavesPlacesToOthers(t *testing.T) {
 		t.Errorf("they got %d, %d and %d of 8", a, b, c)
 	}
 	for range 4 {
-		p.leave("a")
+		p.leave("a", 1)
 	}
 	if n := fill("b"); n != 2 || len(p.by) != 2 {
 		t.Errorf("then %d more of 5 that are free; %v", n, p.by)

@@ -267,7 +267,12 @@ func (u *Upstreams) Learn(ctx context.Context, local, kind, ref string) error {
 		// Not cancelled with the client's context: others may wait for the same answer.
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), learnTime)
 		defer cancel()
-		err := up.askAnonymously(ctx, request{method: method, repo: repo, kind: kind, ref: ref, header: accepts()})
+		up, end, err := up.Begin()
+		if err != nil {
+			return nil, err
+		}
+		defer end()
+		err = up.askAnonymously(ctx, request{method: method, repo: repo, kind: kind, ref: ref, header: accepts()})
 		switch {
 		case err == nil:
 			p.learned(ctx, up, local, true)

@@ -34,7 +34,7 @@ func (f *Fetcher) Through(ctx context.Context, up *Upstream, repo string, d dige
 	error) {
 	from := fromID(up.Title())
 	f.mu.Lock()
-	ok := f.through.take(from)
+	ok := f.through.take(from, 1)
 	f.mu.Unlock()
 	if !ok {
 		return nil, up.failure(ErrUnavailable, repo, d.String(),
@@ -44,7 +44,7 @@ func (f *Fetcher) Through(ctx context.Context, up *Upstream, repo string, d dige
 	t := &Through{ctx: ctx, up: up, repo: repo, digest: d, size: size, release: func() {
 		f.mu.Lock()
 		defer f.mu.Unlock()
-		f.through.leave(from)
+		f.through.leave(from, 1)
 	}}
 	if err := t.open(0); err != nil {
 		t.release()

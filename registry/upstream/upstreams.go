@@ -4,6 +4,7 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"fmt"
+	"net/http"
 	"slices"
 	"strings"
 	"sync"
@@ -22,12 +23,17 @@ import (
 // last stay.
 const maxAny = 256
 
+// unnamedTokens is how many bytes of tokens each of them keeps.
+const unnamedTokens = 64 << 10
+
 // Upstreams are the upstreams that the settings name. It is safe for concurrent use.
 type Upstreams struct {
 	config Config
 	now    atomic.Pointer[[]*Upstream]   // those of the settings, replaced as a whole: requests need no lock
 	any    *lru.Cache[string, *Upstream] // those of hosts that no entry names
+	others *http.Transport               // to those: all together may keep the idle connections of one host
 	public *publicity
+	asked  *questions
 
 	mu        sync.Mutex                // guards all below; serializes Set and Reread
 	endpoints map[endpointKey]*endpoint // those in use
@@ -42,6 +48,8 @@ type Config struct {
 	Secrets Secrets // nil: the server does not run in a cluster
 	// As in [Options].
 	Any, Offline, ProxyFilters bool
+	// Memory is how many bytes the answers may take that are kept whole, such as manifests and lists.
+	Memory int64
 }
 
 // New returns Upstreams without any; see Set.
@@ -56,7 +64,8 @@ func New(c Config) *Upstreams {
 	if err != nil {
 		panic(err) // only for a size below 1
 	}
-	u := &Upstreams{config: c, any: others, public: newPublicity()}
+	u := &Upstreams{config: c, any: others, public: newPublicity(), asked: newQuestions(c.Memory),
+		others: c.Guard.transport((&endpointKey{unnamed: true}).written())}
 	u.now.Store(&[]*Upstream{})
 	return u
 }
@@ -119,14 +128,16 @@ func (u *Upstreams) set(entries []Entry) error {
 	var list []*Upstream
 	for i, c := range all {
 		up := &Upstream{Host: c.host, Path: c.path, Name: c.name, Fresh: c.fresh, Read: c.read, MayRun: c.mayRun,
-			allow: c.allow, deny: c.deny, keep: c.keep, offline: u.config.Offline, source: source(c.endpoints)}
+			allow: c.allow, deny: c.deny, keep: c.keep, offline: u.config.Offline, source: source(c.endpoints),
+			questions: u.asked}
+		up.from = up.Title()
 		for j, k := range c.endpoints {
 			e := endpoints[k]
 			if e == nil {
 				e = u.endpoints[k]
 			}
 			if e == nil {
-				if e, err = newEndpoint(k, u.config.Guard, u.config.Secrets); err != nil {
+				if e, err = newEndpoint(k, k.transport(u.config.Guard), 0, u.config.Secrets); err != nil {
 					return fmt.Errorf("upstreams: entry %d (%s): endpoints: entry %d: %w", i+1, c.host, j+1, err)
 				}
 			}
@@ -217,12 +228,12 @@ func (u *Upstreams) unnamed(host string) (*Upstream, error) {
 	// The host is from a request and not from the settings, so it is not written, and reaches no internal address.
 	k := c.endpoints[0]
 	k.unnamed = true
-	e, err := newEndpoint(k, u.config.Guard, nil)
+	e, err := newEndpoint(k, u.others, unnamedTokens, nil)
 	if err != nil {
 		return nil, err
 	}
 	up := &Upstream{Host: c.host, Name: c.name, Fresh: c.fresh, endpoints: []*endpoint{e}, offline: u.config.Offline,
-		source: source(c.endpoints)}
+		source: source(c.endpoints), questions: u.asked, from: unnamedHosts}
 	u.any.Add(host, up)
 	return up, nil
 }
@@ -240,6 +251,10 @@ type Upstream struct {
 	endpoints   []*endpoint
 	offline     bool
 	source      string // see source
+
+	questions *questions
+	from      string    // what its questions count for
+	question  *question // that is under way, see Begin
 }
 
 // source returns a text that is the same for endpoints with the same URLs, of which the same ones have a login.
