@@ -226,6 +226,65 @@ func TestReposAreLimited(t *testing.T) {
 	storagetest.Update(t, x, "c", link(1, 1))
 }
 
+// TestCachedContentLeavesAQuarterToPushes, of repos and of memory; tags of a repo it shares with nobody. Where there
+// is room for pushes, no refusal is recorded.
+func TestCachedContentLeavesAQuarterToPushes(t *testing.T) {
+	cached := func(f func(*storage.Tx) error) func(*storage.Tx) error {
+		return func(tx *storage.Tx) error { tx.ForCache(); return f(tx) }
+	}
+	x := limited(t, memory.NewJournal(), storage.Limits{Repos: 4, Tags: 4})
+	for _, repo := range []string{"a", "b", "c"} {
+		storagetest.Update(t, x, repo, cached(link(1, 1)))
+	}
+	wantLimit(t, x.Update(t.Context(), "d", cached(link(1, 1))), storage.LimitRepos)
+	if at := x.Load().Refused[storage.LimitRepos]; !at.IsZero() {
+		t.Errorf("a refusal is recorded at %v, and there is room for a push", at)
+	}
+	storagetest.Update(t, x, "d", link(1, 1))
+	wantLimit(t, x.Update(t.Context(), "e", link(1, 1)), storage.LimitRepos)
+	if at := x.Load().Refused[storage.LimitRepos]; at.IsZero() {
+		t.Error("the refusal of a push is not recorded")
+	}
+	m := digestOf("manifest", 1)
+	storagetest.Update(t, x, "a", cached(setTags(m, "1", "2", "3", "4")))
+	wantLimit(t, x.Update(t.Context(), "a", cached(setTags(m, "5"))), storage.LimitTags)
+	if at := x.Load().Refused[storage.LimitTags]; at.IsZero() {
+		t.Error("the refusal of a tag is not recorded")
+	}
+
+	x = limited(t, memory.NewJournal(), storage.Limits{})
+	storagetest.Update(t, x, "a", link(1, 1))
+	one := x.Load().Bytes // three quarters of it are three quarters of 4/3 and less than a byte more
+	for most, fits := range map[int64]bool{one + one/3 + 1: true, one + one/3 - 2: false} {
+		x := limited(t, memory.NewJournal(), storage.Limits{Bytes: most})
+		if err := x.Update(t.Context(), "a", cached(link(1, 1))); errors.Is(err, storage.ErrLimit) == fits {
+			t.Errorf("%d bytes of %d, of which a quarter is for pushes: %v", one, most, err)
+		}
+		if at := x.Load().Refused[storage.LimitBytes]; !at.IsZero() {
+			t.Errorf("a refusal is recorded at %v, and there is room for a push", at)
+		}
+		storagetest.Update(t, x, "a", link(1, 1))
+	}
+}
+
+// TestATagThatIsNamedTwiceIsOne: a push may name it in the path and in a parameter.
+func TestATagThatIsNamedTwiceIsOne(t *testing.T) {
+	x := limited(t, memory.NewJournal(), storage.Limits{Tags: 2})
+	m := storage.Manifest{Digest: digestOf("manifest", 1)}
+	fits := func(tags ...string) error {
+		return x.View("a", func(tx *storage.Tx) error { return tx.Fits(m, tags...) })
+	}
+	if err := fits("1", "2", "1", "2"); err != nil {
+		t.Errorf("two tags: %v", err)
+	}
+	wantLimit(t, fits("1", "2", "1", "3"), storage.LimitTags)
+	storagetest.Update(t, x, "a", setTags(m.Digest, "1"))
+	if err := fits("1", "2", "1"); err != nil {
+		t.Errorf("one tag that is there: %v", err)
+	}
+	wantLimit(t, fits("2", "3"), storage.LimitTags)
+}
+
 // TestReposOfOneCommitShareTheLimit, and what the Index records about content itself is no repo.
 func TestReposOfOneCommitShareTheLimit(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
