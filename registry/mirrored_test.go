@@ -579,33 +579,42 @@ func TestAHeadBeforeAPush(t *testing.T) {
 // TestADiskThatFillsUpUnderADownload: its client gets the rest from the upstream, and does not notice.
 func TestADiskThatFillsUpUnderADownload(t *testing.T) {
 	content := bytes.Repeat([]byte("layer"), 400_000)
-	for _, method := range []string{"Write", "Commit"} {
-		for _, wrong := range []bool{false, true} {
-			blobs, journal := inMemory()
-			full := &storagetest.Fault{Method: method, N: map[string]int{"Write": 5, "Commit": 1}[method],
-				Err: storage.ErrFull}
-			w, o := newCacheOver(t, storagetest.FailBlobs{Blobs: blobs, Fault: full}, journal, "",
-				func(int64) (func(), bool) { return func() {}, true }, func(*registry.Options) {},
-				func(*upstream.Entry) {})
-			d := o.blob("team/app", content)
-			if wrong {
-				o.mu.Lock()
-				o.blobs["team/app/blobs/"+d.String()] = slices.Concat(content[1:], content[:1])
-				o.mu.Unlock()
-			}
-			at := "/v2/team/app/blobs/" + d.String()
-			resp, err := http.Get(w.url + at + "?ns=quay.io")
-			if err != nil {
-				t.Fatal(err)
-			}
-			got, err := io.ReadAll(resp.Body)
-			resp.Body.Close()
-			if wrong != (err != nil) || wrong == bytes.Equal(got, content) || len(got) == 0 {
-				t.Errorf("%s, wrong bytes %v: %d bytes of %d, %v", method, wrong, len(got), len(content), err)
-			}
-			if n := strings.Count(o.requests(), "GET "+at); !full.Fired() || !wrong && n != 2 {
-				t.Errorf("%s: fired %v; the upstream was asked %d times, want 2", method, full.Fired(), n)
-			}
+	for _, row := range []struct {
+		method string
+		nth    int
+		from   int  // where the client's range begins
+		wrong  bool // the upstream has other bytes
+	}{{"Write", 5, 0, false}, {"Write", 5, 0, true}, {"Commit", 1, 0, false}, {"Commit", 1, 0, true},
+		{"Write", 5, 100_000, false}, {"Write", 5, 1_500_000, false}, {"Commit", 1, 1_500_000, false}} {
+		blobs, journal := inMemory()
+		full := &storagetest.Fault{Method: row.method, N: row.nth, Err: storage.ErrFull}
+		w, o := newCacheOver(t, storagetest.FailBlobs{Blobs: blobs, Fault: full}, journal, "",
+			func(int64) (func(), bool) { return func() {}, true }, func(*registry.Options) {}, func(*upstream.Entry) {})
+		d := o.blob("team/app", content)
+		if row.wrong {
+			o.mu.Lock()
+			o.blobs["team/app/blobs/"+d.String()] = slices.Concat(content[1:], content[:1])
+			o.mu.Unlock()
+		}
+		at := "/v2/team/app/blobs/" + d.String()
+		req, err := http.NewRequest("GET", w.url+at+"?ns=quay.io", nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if row.from > 0 {
+			req.Header.Set("Range", fmt.Sprintf("bytes=%d-", row.from))
+		}
+		resp, err := http.DefaultClient.Do(req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		got, err := io.ReadAll(resp.Body)
+		resp.Body.Close()
+		if row.wrong != (err != nil) || row.wrong == bytes.Equal(got, content[row.from:]) || len(got) == 0 {
+			t.Errorf("%+v: %d bytes of %d, %v", row, len(got), len(content)-row.from, err)
+		}
+		if n := strings.Count(o.requests(), "GET "+at); !full.Fired() || !row.wrong && (n < 2 || n > 3) {
+			t.Errorf("%+v: fired %v; the upstream was asked %d times", row, full.Fired(), n)
 		}
 	}
 }

@@ -196,7 +196,7 @@ func (b *fetch) join(ctx context.Context) (Source, error) {
 	case r == nil || err != nil: // an untyped nil: a Source with a nil pointer would not be nil
 		return nil, err
 	}
-	return &unbroken{r, through, size}, nil
+	return &unbroken{Source: r, through: through, size: size}, nil
 }
 
 // download is join for a blob that can be stored; nil if the repository holds the blob by now.

@@ -13,6 +13,13 @@ type unbroken struct {
 	Source
 	through func(size int64) (Source, error) // see [upstream.Fetcher.Through]; nil: the Source is one
 	size    int64
+	begin   int64 // where reading began
+}
+
+// Seek implements io.Seeker.
+func (u *unbroken) Seek(offset int64, whence int) (at int64, err error) {
+	u.begin, err = u.Source.Seek(offset, whence)
+	return u.begin, err
 }
 
 // Read implements io.Reader.
@@ -21,7 +28,7 @@ func (u *unbroken) Read(p []byte) (int, error) {
 	if u.through == nil || !errors.Is(err, upstream.ErrNoRoom) {
 		return n, err
 	}
-	at, err := u.Seek(0, io.SeekCurrent)
+	at, err := u.Source.Seek(0, io.SeekCurrent)
 	if err != nil {
 		return n, err
 	}
@@ -29,8 +36,12 @@ func (u *unbroken) Read(p []byte) (int, error) {
 	if err != nil {
 		return n, err
 	}
-	// From the beginning: of a part, the digest cannot be verified.
-	if _, err := io.CopyN(io.Discard, rest, at); err != nil {
+	if u.begin == 0 { // all of it is read again: of a part, the digest cannot be verified
+		_, err = io.CopyN(io.Discard, rest, at)
+	} else {
+		_, err = rest.Seek(at, io.SeekStart)
+	}
+	if err != nil {
 		return n, errors.Join(err, rest.Close())
 	}
 	err = u.Close()
