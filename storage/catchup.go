@@ -121,14 +121,25 @@ func (x *Index) CatchUp(ctx context.Context, wait time.Duration) (age time.Durat
 	}
 	limited, cancel := context.WithTimeout(ctx, wait)
 	defer cancel()
-	if _, err := x.confirm(limited); err == nil {
+	_, why := x.confirm(limited)
+	if why == nil {
 		return 0, nil
 	}
 	if ctx.Err() != nil {
 		return 0, context.Cause(ctx)
 	}
+	x.behind.Store(&why)
 	x.silent.Store(time.Now().Add(silence).UnixNano())
 	return x.age(), nil
+}
+
+// Behind returns why CatchUp last failed to catch up with the Journal; nil: it never did. Whether it is still so,
+// Confirmed tells.
+func (x *Index) Behind() error {
+	if why := x.behind.Load(); why != nil {
+		return *why
+	}
+	return nil
 }
 
 // silence is how long CatchUp returns at once after the journal has not answered, so that not every request waits.

@@ -24,6 +24,7 @@ type Index struct {
 	// confirmed is when the state last caught up with the journal's head, as it was read before, in Unix nanoseconds.
 	confirmed atomic.Int64
 	silent    atomic.Int64             // until when CatchUp does not wait, in Unix nanoseconds
+	behind    atomic.Pointer[error]    // see Behind
 	suspected atomic.Pointer[wentBack] // of the journal, until a record says so; see Suspicion
 	leases    *leases
 	queue     chan *change

@@ -120,13 +120,12 @@ func (d *Data) untilAnswered(ctx context.Context, do func() error) error {
 	}
 }
 
-const (
-	// confirmInterval is the time between two confirmations that the index is up to date: otherwise JournalCheck would
-	// show a growing age while no request asks.
-	confirmInterval = 2 * time.Second
-	// staleAfter is the age of the index from which JournalCheck fails.
-	staleAfter = 10 * time.Second
-)
+// confirmInterval is the time between two confirmations that the index is up to date: otherwise JournalCheck would show
+// a growing age while no request asks.
+const confirmInterval = 2 * time.Second
+
+// staleAfter is the age of the index from which JournalCheck fails. It is a variable for tests alone.
+var staleAfter = 10 * time.Second
 
 // confirm asks the journal whether the index is up to date. The result is seen in Index.Confirmed.
 func (d *Data) confirm(ctx context.Context) { _, _ = d.loaded.Load().index.CatchUp(ctx, time.Second) }
@@ -149,8 +148,12 @@ func (d *Data) JournalCheck() (ok bool, text string) {
 	if age < staleAfter {
 		return true, "journal: the index is up to date"
 	}
-	return false, fmt.Sprintf("journal: it has not answered for %s; reads and verdicts go on, with what was known then",
+	text = fmt.Sprintf("journal: it has not answered for %s; reads and verdicts go on, with what was known then",
 		age.Round(time.Second))
+	if why := index.Behind(); why != nil {
+		text += "; " + why.Error()
+	}
+	return false, text
 }
 
 // answering is implemented by engines that send a service no requests while it does not answer. The error says why.

@@ -309,6 +309,11 @@ func TestWhatAnEngineDoesNotHaveIsNotShown(t *testing.T) {
 	if age, _ := x.CatchUp(t.Context(), storage.CatchUpTime); age == 0 {
 		t.Error("the journal is silent, and the index counts as up to date")
 	}
+	maintenance.StaleAfter(t, 0)
+	if ok, text := shared.JournalCheck(); ok || !strings.Contains(text, "has not answered") ||
+		!strings.HasSuffix(text, "silence") {
+		t.Errorf("the check does not say why: %v %s", ok, text)
+	}
 	// A list that cannot be certain says why, where the connection was cut without a word.
 	if code, answer := job(t, shared, "GET",
 		"/admin/repositories?repository=a"); code != http.StatusServiceUnavailable ||

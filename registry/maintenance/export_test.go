@@ -39,6 +39,13 @@ func SetEngines(t *testing.T, journal func() (storage.Journal, error),
 	t.Cleanup(func() { openEtcd, openS3, retryInterval = oldJournal, oldBlobs, oldRetry })
 }
 
+// StaleAfter changes the age of the index from which JournalCheck fails, for one test.
+func StaleAfter(t *testing.T, age time.Duration) {
+	old := staleAfter
+	staleAfter = age
+	t.Cleanup(func() { staleAfter = old })
+}
+
 // CopyFacts is one run of the task copy.
 func CopyFacts(d *Data) { d.copyFacts(context.Background()) }
 
