@@ -70,6 +70,22 @@ type Waits struct {
 	Does string `json:"does"`     // such as "collects"
 }
 
+// warning is what a loop logs that fails again and again: at once, and then, as long as the reason is the same, once a
+// minute. The loop goes on every 2 seconds, for as long as someone takes to correct a password.
+type warning struct {
+	why string
+	at  time.Time
+}
+
+// due reports whether err is to be logged.
+func (w *warning) due(err error) bool {
+	if why := err.Error(); why != w.why || time.Since(w.at) >= time.Minute {
+		*w = warning{why, time.Now()}
+		return true
+	}
+	return false
+}
+
 // lookAgain is the time between two checks whether a run is due or was cut short. They are cheap: the record is in
 // memory.
 const lookAgain = 2 * time.Second
@@ -82,6 +98,7 @@ func (t *turns) repeat(ctx context.Context, task string, interval, first time.Du
 	}
 	timer := time.NewTimer(min(first, interval))
 	defer timer.Stop()
+	var stopped warning
 	for {
 		select {
 		case <-ctx.Done():
@@ -89,7 +106,7 @@ func (t *turns) repeat(ctx context.Context, task string, interval, first time.Du
 		case <-timer.C:
 		}
 		err := t.runDue(ctx, task, interval, do)
-		if err != nil && ctx.Err() == nil && !errors.Is(err, errSeenLate) {
+		if err != nil && ctx.Err() == nil && !errors.Is(err, errSeenLate) && stopped.due(err) {
 			t.log.Warn().Err(err).Str("task", task).Msg("this replica has stopped a task of one replica at a time")
 		}
 		timer.Reset(min(lookAgain, interval))
@@ -256,12 +273,15 @@ func (t *turns) stay(ctx context.Context, task string, do func(context.Context))
 		do(ctx)
 		return
 	}
+	var cannot warning
 	for ctx.Err() == nil {
 		err := t.lead(ctx, task, func(ctx context.Context) error { do(ctx); return nil })
 		if err == nil || ctx.Err() != nil {
 			continue // another replica may have become the leader, or this one again
 		}
-		t.log.Warn().Err(err).Str("task", task).Msg("cannot become the leader of a task of one replica at a time")
+		if cannot.due(err) {
+			t.log.Warn().Err(err).Str("task", task).Msg("cannot become the leader of a task of one replica at a time")
+		}
 		select {
 		case <-ctx.Done():
 		case <-time.After(lookAgain):
@@ -281,6 +301,7 @@ func (t *turns) alone(ctx context.Context, task string, do func(context.Context)
 	if t == nil {
 		return do(ctx)
 	}
+	var stopped warning
 	t.stay(ctx, task, func(fenced context.Context) {
 		term, end := context.WithCancel(ctx)
 		defer end()
@@ -289,7 +310,9 @@ func (t *turns) alone(ctx context.Context, task string, do func(context.Context)
 		if err == nil || term.Err() != nil {
 			return
 		}
-		t.log.Warn().Err(err).Str("task", task).Msg("this replica has stopped a task of one replica at a time")
+		if stopped.due(err) {
+			t.log.Warn().Err(err).Str("task", task).Msg("this replica has stopped a task of one replica at a time")
+		}
 		select {
 		case <-term.Done():
 		case <-time.After(lookAgain):

@@ -231,6 +231,45 @@ func TestAJobDoesNotWaitForAJournalThatDoesNotAnswer(t *testing.T) {
 	}
 }
 
+// refusingLeads is a journal that lets nobody lead.
+type refusingLeads struct {
+	*memory.Journal
+	why *atomic.Value
+}
+
+func (j refusingLeads) Lead(context.Context, string, string) (storage.Fact, <-chan struct{}, error) {
+	return storage.Fact{}, nil, errors.New(j.why.Load().(string))
+}
+
+// TestWhatFailsAllTheTimeIsLoggedOnceAMinute, and at once if the reason is another one.
+func TestWhatFailsAllTheTimeIsLoggedOnceAMinute(t *testing.T) {
+	nothing := func(context.Context) {}
+	for what, run := range map[string]func(context.Context, maintenance.Turns){
+		"stay":   func(ctx context.Context, r maintenance.Turns) { r.Stay(ctx, "task", nothing) },
+		"repeat": func(ctx context.Context, r maintenance.Turns) { r.Repeat(ctx, time.Hour, nothing) },
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			j := memory.NewJournal()
+			j.Is = storage.Traits{Shared: true}
+			var why atomic.Value
+			why.Store("a wrong password")
+			c := &cluster{}
+			turns := maintenance.NewTurns(refusingLeads{j, &why}, storagetest.OpenIndex(t, j), zerolog.New(c), "r")
+			ctx, cancel := context.WithTimeout(t.Context(), 12*time.Minute)
+			defer cancel()
+			time.AfterFunc(11*time.Minute+30*time.Second, func() { why.Store("another reason") })
+			run(ctx, turns)
+			c.mu.Lock()
+			defer c.mu.Unlock()
+			log := c.log.String()
+			same, other := strings.Count(log, "a wrong password"), strings.Count(log, "another reason")
+			if same < 10 || same > 12 || other != 1 {
+				t.Errorf("%s: %d and %d lines in 12 minutes", what, same, other)
+			}
+		})
+	}
+}
+
 // TestOneProcessTakesNoTurns: it pays nothing.
 func TestOneProcessTakesNoTurns(t *testing.T) {
 	j := memory.NewJournal()
