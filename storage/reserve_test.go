@@ -283,19 +283,21 @@ func TestWhatIsRecordedIsSpentOnce(t *testing.T) {
 // TestAProcessCommitsNoMoreThanNeeded for what it has reserved: once for each change, and nothing while it is idle.
 func TestAProcessCommitsNoMoreThanNeeded(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		j, commits := sharedJournal(), 0
+		j := sharedJournal()
+		var commits atomic.Int64
 		r := receivers(t, hooked{j, func(ctx context.Context, b ...storage.Batch) (storage.Revision, error) {
-			commits++
+			commits.Add(1)
 			return j.Commit(ctx, b...)
 		}}, 1, 100*mib)[0]
 		synctest.Wait()
-		u, before := r.begin(0), commits
+		u, before := r.begin(0), commits.Load()
 		once := func(what string) {
 			t.Helper()
-			if commits != before+1 {
-				t.Errorf("%s: %d commits, want 1", what, commits-before)
+			now := commits.Load()
+			if now != before+1 {
+				t.Errorf("%s: %d commits, want 1", what, now-before)
 			}
-			before = commits
+			before = now
 		}
 		grow(t, u, 60*mib, false)
 		once("the first bytes")
@@ -311,8 +313,8 @@ func TestAProcessCommitsNoMoreThanNeeded(t *testing.T) {
 		time.Sleep(16 * time.Second) // a step is given back after 10 to 15
 		once("no step is kept again")
 		time.Sleep(time.Minute)
-		if commits != before {
-			t.Errorf("%d commits in a minute", commits-before)
+		if n := commits.Load() - before; n != 0 {
+			t.Errorf("%d commits in a minute", n)
 		}
 	})
 }
