@@ -792,6 +792,7 @@ func TestTheUsersFilesAreFollowed(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		files := t.TempDir()
 		o := userPair(t, files, time.Now().Add(40*day), "registry.example.org")
+		o.Poll = 20 * time.Second // there are days of them
 		cert := read(t, o.CertFile)
 		k := open(t, t.TempDir(), o)
 		events := run(t, k)
@@ -876,6 +877,7 @@ func TestASecretsLinkIsFollowed(t *testing.T) {
 func TestAnExpiredUsersPairIsAWarning(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		o := userPair(t, t.TempDir(), time.Now().Add(-time.Hour), "registry.example.org")
+		o.Poll = time.Minute // there are days of them
 		k := open(t, t.TempDir(), o)
 		events := run(t, k)
 		if got := after(time.Hour, events); got != "ending user" {

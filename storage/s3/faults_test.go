@@ -616,7 +616,7 @@ func TestMemoryOfManyUploads(t *testing.T) {
 	o := options(f, r)
 	o.Memory = 64 * mib
 	b := open(t, o)
-	const uploads, size = 200, 6 * mib
+	const uploads, size = 100, 6 * mib
 	block := storagetest.Random(32<<10, 1)
 	var wg sync.WaitGroup
 	heap := storagetest.WatchHeap()
