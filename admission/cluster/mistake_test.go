@@ -23,10 +23,10 @@ func TestAnEventTellsOfTheSettings(t *testing.T) {
 			t.Errorf("%+v", events)
 		}
 		w.set(func() { problem = errors.New("configuration file /etc/trow/trow.yaml: unknown setting \"x\"") })
-		time.Sleep(90 * time.Minute)
+		time.Sleep(65 * time.Minute)
 		events := w.events(t)
 		if len(events) != 2 {
-			t.Fatalf("%d Events within an hour and a half", len(events))
+			t.Fatalf("%d Events in little more than an hour", len(events))
 		}
 		e := events[0]
 		if e.Type != corev1.EventTypeWarning || e.Reason != "SettingsInvalid" || e.InvolvedObject.Name != "trow-0" ||
@@ -40,7 +40,7 @@ func TestAnEventTellsOfTheSettings(t *testing.T) {
 			t.Errorf("%d Events, the last of %d bytes", len(events), len(events[len(events)-1].Message))
 		}
 		w.set(func() { problem = nil })
-		time.Sleep(3 * time.Hour)
+		time.Sleep(65 * time.Minute)
 		if events := w.events(t); len(events) != 3 {
 			t.Errorf("%d Events after it was corrected", len(events))
 		}
