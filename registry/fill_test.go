@@ -17,16 +17,23 @@ import (
 // limited runs a registry whose index has limits.
 func limited(t *testing.T, l storage.Limits) *server {
 	t.Helper()
+	blobs, index := limitedIndex(t, l)
+	_, other := inMemory()
+	w := serve(t, blobs, other, func(o *registry.Options) { o.Index = index })
+	w.index = index
+	return w
+}
+
+// limitedIndex returns an index that has limits, and the blobs beside it.
+func limitedIndex(t *testing.T, l storage.Limits) (storage.Blobs, *storage.Index) {
+	t.Helper()
 	blobs, journal := inMemory()
 	index, err := storage.OpenIndex(t.Context(), journal, storage.IndexOptions{Limits: l})
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(index.Close)
-	_, other := inMemory()
-	w := serve(t, blobs, other, func(o *registry.Options) { o.Index = index })
-	w.index = index
-	return w
+	return blobs, index
 }
 
 // full checks that a new name is refused because of a limit.
@@ -89,17 +96,12 @@ func TestAFullMemoryRefusesNewNamesAlone(t *testing.T) {
 	w.do("PUT", "/v2/a/manifests/v1", m, put...).is(201)
 }
 
-// TestWhatIsCachedLeavesRoomForPushes: whoever may pull through an upstream could fill the index with its tags and
-// repositories, so that every push was refused.
+// TestWhatIsCachedLeavesRoomForPushes: a client that may pull through an upstream could fill the index with its tags
+// and repositories, so that every push was refused.
 func TestWhatIsCachedLeavesRoomForPushes(t *testing.T) {
 	for setting, limits := range map[string]storage.Limits{"max-index": {Bytes: 40_000},
 		"max-repositories": {Repos: 8}} {
-		blobs, journal := inMemory()
-		index, err := storage.OpenIndex(t.Context(), journal, storage.IndexOptions{Limits: limits})
-		if err != nil {
-			t.Fatal(err)
-		}
-		t.Cleanup(index.Close)
+		blobs, index := limitedIndex(t, limits)
 		_, other := inMemory()
 		w, o := newCacheOver(t, blobs, other, "", nil, func(r *registry.Options) { r.Index = index },
 			func(*upstream.Entry) {})

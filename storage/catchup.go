@@ -133,8 +133,8 @@ func (x *Index) CatchUp(ctx context.Context, wait time.Duration) (age time.Durat
 	return x.age(), nil
 }
 
-// Behind returns why CatchUp last failed to catch up with the Journal; nil: it never did. Whether it is still so,
-// Confirmed tells.
+// Behind returns why CatchUp last failed to catch up with the Journal; nil: it never did. It may have caught up since;
+// see Confirmed.
 func (x *Index) Behind() error {
 	if why := x.behind.Load(); why != nil {
 		return *why

@@ -44,8 +44,8 @@ func (e *LimitError) Error() string {
 
 func (e *LimitError) Unwrap() error { return ErrLimit }
 
-// spare divides the limits of repos and bytes: cached content leaves that part of them to what is pushed. Whoever may
-// pull through an upstream chooses what is cached, and no bound of its bytes bounds its names.
+// spare divides the limits of repos and bytes: cached content leaves that part of them to what is pushed. A client that
+// may pull through an upstream chooses what is cached, and no bound of its bytes bounds its names.
 const spare = 4
 
 // ForCache says that the change is about cached content. Call it before anything else.

@@ -56,9 +56,9 @@ func TestAnEarlyAnswerReachesAClientThatStalls(t *testing.T) {
 	}
 }
 
-// TestOneConnectionServesManyRequests: only a chunked request, which may have had a Content-Length as well, and an
-// answer before the end of a body end it.
-func TestOneConnectionServesManyRequests(t *testing.T) {
+// connected returns a connection through trow node to a registry that answers with the body of the request.
+func connected(t *testing.T) net.Conn {
+	t.Helper()
 	ca := makeAuthority(t)
 	r := startRegistry(t, ca, func(rw http.ResponseWriter, r *http.Request) { _, _ = io.Copy(rw, r.Body) })
 	w := newWorld(t, ca.pem).start(r.address()).ready()
@@ -66,8 +66,15 @@ func TestOneConnectionServesManyRequests(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer c.Close()
+	t.Cleanup(func() { c.Close() })
 	_ = c.SetDeadline(time.Now().Add(30 * time.Second))
+	return c
+}
+
+// TestOneConnectionServesManyRequests: only a chunked request, which may have had a Content-Length as well, and an
+// answer before the end of a body end it.
+func TestOneConnectionServesManyRequests(t *testing.T) {
+	c := connected(t)
 	in := bufio.NewReader(c)
 	for _, request := range []string{"GET /v2/ HTTP/1.1\r\nHost: x\r\n\r\n",
 		"PUT /v2/ HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\n\r\nabc",
@@ -87,15 +94,7 @@ func TestOneConnectionServesManyRequests(t *testing.T) {
 
 // TestHTTP10EndsTheConnection: net/http ignores its Transfer-Encoding, and something in between may not.
 func TestHTTP10EndsTheConnection(t *testing.T) {
-	ca := makeAuthority(t)
-	r := startRegistry(t, ca, func(rw http.ResponseWriter, r *http.Request) { _, _ = io.Copy(rw, r.Body) })
-	w := newWorld(t, ca.pem).start(r.address()).ready()
-	c, err := net.Dial("tcp", w.address("127.0.0.1:21000"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer c.Close()
-	_ = c.SetDeadline(time.Now().Add(30 * time.Second))
+	c := connected(t)
 	write(t, c, []byte("PUT /v2/ HTTP/1.0\r\nHost: x\r\nConnection: keep-alive\r\nTransfer-Encoding: chunked\r\n"+
 		"Content-Length: 3\r\n\r\nabcGET /v2/ HTTP/1.0\r\nHost: x\r\n\r\n"))
 	answer, err := io.ReadAll(c) // the kernel may reset the connection

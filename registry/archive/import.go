@@ -251,9 +251,7 @@ func (i *importer) manifest(ctx context.Context, from source, repo string, desc 
 	}
 	body, err := readManifest(from, repo, desc.Digest)
 	if missing(err) {
-		if err = errNotInArchive; i.copies {
-			err = errNotAtSource
-		}
+		err = i.absent(errNotAtSource)
 	}
 	if err != nil {
 		return nil, desc, fmt.Errorf("manifest %s: %w", desc.Digest, err)
@@ -391,6 +389,14 @@ var (
 		"have found it damaged")
 )
 
+// absent is the error of content that is not where it is read from: atSource if that is a registry.
+func (i *importer) absent(atSource error) error {
+	if i.copies {
+		return atSource
+	}
+	return errNotInArchive
+}
+
 // damaged is the error of content that the source has with other bytes.
 func (i *importer) damaged() error {
 	if i.copies {
@@ -417,9 +423,7 @@ func (i *importer) blobs(ctx context.Context, from source, repo string, all []v1
 				return nil
 			}
 			if missing(err) {
-				if err = errNotInArchive; i.copies {
-					err = errLostAtSource
-				}
+				err = i.absent(errLostAtSource)
 			}
 			if err != nil {
 				return fmt.Errorf("blob %s: %w", desc.Digest, err)

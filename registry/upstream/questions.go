@@ -76,7 +76,7 @@ func (q *question) kept() int {
 	return q.bytes
 }
 
-// keep takes the memory for n more bytes of answers. It reports false if there is none.
+// keep takes the memory for n more bytes of answers. It reports false if there is not enough.
 func (q *question) keep(n int) bool {
 	if q == nil {
 		return true

@@ -40,7 +40,7 @@ func TestTheFormatFollowsWhatIsRecorded(t *testing.T) {
 		value string
 		want  byte
 	}{
-		{storage.KindHistory, "", 1}, // there is none to delete
+		{storage.KindHistory, "", 1}, // nothing to delete
 		{storage.KindDeparted, "", 1},
 		{storage.KindHistory, "1", 2},
 		{storage.KindTag, "1", 2},
